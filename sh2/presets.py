@@ -11,7 +11,14 @@ _LAYOUT_40B = "SML*" + "SMLSML*" * 4 + "SML*" + "SMLSML*" * 2
 
 
 def _published(
-    *, width: int, layout: str, mlp_width: int, context: int, base: float = 1e4, interpolation: float = 1.0, group: int = 16
+    *,
+    width: int,
+    layout: str,
+    mlp_width: int,
+    context: int,
+    base: float = 1e4,
+    interpolation: float = 1.0,
+    group: int = 16,
 ) -> ModelConfig:
     """A shape of Evo 2: bilinear after block 0, rotary frequencies from the file, trained with FP8 projections."""
     return ModelConfig(
@@ -45,9 +52,7 @@ def _trainable(*, width: int, layout: str, num_heads: int, mlp_width: int) -> Mo
 
 
 PUBLISHED: dict[str, ModelConfig] = {
-    "evo2_1b_base": _published(
-        width=1920, layout="SML*" + "SMLSML*" * 3, mlp_width=5120, context=8192, group=15
-    ),
+    "evo2_1b_base": _published(width=1920, layout="SML*" + "SMLSML*" * 3, mlp_width=5120, context=8192, group=15),
     "evo2_7b_base": replace(
         _published(width=4096, layout=_LAYOUT_7B, mlp_width=11008, context=8192), fp8_input_projections=False
     ),

@@ -1,0 +1,115 @@
+"""Hyena-LI in plain torch: the long filter is a diagonal linear recurrence, run as a chunked scan, linear in length."""
+
+# B batch, L length, D width, E = 3D projected channels, N modes, T tokens a chunk, M chunks, P past inputs
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.hyena_fir.reference import featurize
+
+_CHUNK = 64
+
+
+class ModalState(NamedTuple):
+    """What Hyena-LI carries from piece to piece; zeros are the start of a sequence."""
+
+    featurizer_BPE: Tensor  # the last projected inputs, in the input's dtype
+    modes_BDN: Tensor  # s_n = sum_j exp(log_pole_n (last - j)) w_j, float32
+
+
+def modal_scan(
+    w_BLD: Tensor, log_poles_DN: Tensor, residues_DN: Tensor, modes_BDN: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Convolve with h_t = sum_n R_n exp(log_pole_n t), t = 0, 1, ... (paper section 2, Hyena-LI).
+
+    Args:
+        w_BLD: inputs, float32 or float64; poles and residues in the same dtype.
+        modes_BDN: the state after the inputs before the first; None is zeros.
+
+    Returns:
+        y_BLD and the state after the last input.
+    """
+    B, L, D = w_BLD.shape
+    if modes_BDN is None:
+        modes_BDN = w_BLD.new_zeros(B, D, log_poles_DN.shape[1])
+    whole = L - L % _CHUNK
+    if whole in (0, L):
+        return _scan_chunks(w_BLD, log_poles_DN, residues_DN, modes_BDN, min(L, _CHUNK))
+    head_BLD, modes_BDN = _scan_chunks(w_BLD[:, :whole], log_poles_DN, residues_DN, modes_BDN, _CHUNK)
+    tail_BLD, modes_BDN = _scan_chunks(w_BLD[:, whole:], log_poles_DN, residues_DN, modes_BDN, L - whole)
+    return torch.cat([head_BLD, tail_BLD], dim=1), modes_BDN
+
+
+def _scan_chunks(
+    w_BLD: Tensor, log_poles_DN: Tensor, residues_DN: Tensor, modes_BDN: Tensor, T: int
+) -> tuple[Tensor, Tensor]:
+    """The scan for a length that is a multiple of the chunk T."""
+    B, L, D = w_BLD.shape
+    t = torch.arange(T, device=w_BLD.device, dtype=w_BLD.dtype)
+    powers_DNT = torch.exp(log_poles_DN[:, :, None] * t)
+    w_DTX = w_BLD.reshape(B * (L // T), T, D).permute(2, 1, 0)
+
+    # within a chunk: a lower triangular Toeplitz matrix of the filter's first T values
+    h_DT = torch.einsum("dn,dnt->dt", residues_DN, powers_DNT)
+    toeplitz_DTT = torch.nn.functional.pad(h_DT, (T - 1, 0)).unfold(1, T, 1).flip(-1)
+    y_DTX = torch.bmm(toeplitz_DTT, w_DTX)
+
+    # between chunks: what each chunk adds to the state at its end, carried on by lambda^T
+    added_DNX = torch.bmm(powers_DNT.flip(-1), w_DTX)
+    added_BMDN = added_DNX.unflatten(2, (B, L // T)).permute(2, 3, 0, 1)
+    before_BMDN, modes_BDN = _carry(added_BMDN, log_poles_DN * T, modes_BDN)
+
+    # a chunk's state before its first token decays by t+1 steps up to its token t
+    out_DTN = (residues_DN[:, :, None] * torch.exp(log_poles_DN[:, :, None] * (t + 1))).mT
+    y_DTX = torch.baddbmm(y_DTX, out_DTN, before_BMDN.permute(2, 3, 0, 1).flatten(2))
+    return y_DTX.permute(2, 1, 0).reshape(B, L, D), modes_BDN
+
+
+def _carry(added_BMDN: Tensor, log_decay_DN: Tensor, modes_BDN: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve s_(m+1) = decay s_m + added_m by doubling: log2(M) passes instead of M steps.
+
+    Returns:
+        The state before every chunk, and the state after the last.
+    """
+    M = added_BMDN.shape[1]
+    states_BMDN = torch.cat([modes_BDN[:, None], added_BMDN], dim=1)
+    stride = 1
+    while stride <= M:
+        carried_BMDN = states_BMDN[:, :-stride] * torch.exp(log_decay_DN * stride)
+        states_BMDN = torch.cat([states_BMDN[:, :stride], states_BMDN[:, stride:] + carried_BMDN], dim=1)
+        stride *= 2
+    return states_BMDN[:, :-1], states_BMDN[:, -1]
+
+
+def hyena_li(
+    z_BLE: Tensor,
+    featurizer_EK: Tensor,
+    featurizer_bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    residues_DN: Tensor,
+    skip_D: Tensor,
+    state: ModalState | None = None,
+) -> tuple[Tensor, ModalState]:
+    """Apply Hyena-LI to a projection (paper eq. 1): y = q * (h conv (k * v) + D * (k * v)).
+
+    Everything between reading z and writing y is float32 (float64 for float64 inputs), rounded once at the end.
+
+    Args:
+        z_BLE: the projection, in thirds: post-gate q, pre-gate k, value v.
+        featurizer_EK: featurizer taps, tap 0 on the current token. featurizer_bias_E: added after it, or None.
+        log_poles_DN: logarithms of the real poles, float32. residues_DN: their weights, float32.
+        skip_D: direct path of the gated input.
+        state: what the last call returned; None starts a sequence.
+
+    Returns:
+        y_BLD in z's dtype, and the state that continues the sequence.
+    """
+    with torch.autocast(z_BLE.device.type, enabled=False):
+        past = state or ModalState(None, None)  # type: ignore[arg-type]
+        q_BLD, w_BLD, featurizer_BPE = featurize(z_BLE, featurizer_EK, featurizer_bias_E, past.featurizer_BPE)
+        wide = w_BLD.dtype
+        c_BLD, modes_BDN = modal_scan(w_BLD, log_poles_DN.to(wide), residues_DN.to(wide), past.modes_BDN)
+        c_BLD = torch.addcmul(c_BLD, w_BLD, skip_D.to(wide))
+        return (q_BLD * c_BLD).to(z_BLE.dtype), ModalState(featurizer_BPE, modes_BDN)
