@@ -1,0 +1,237 @@
+"""What a training run is told: one frozen dataclass, checked once. Knows nothing of torch, files or terminals."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Self, get_type_hints
+
+from sh2.config import DecayWindow, ModelConfig
+from sh2.errors import Sh2Error
+from sh2.presets import preset
+
+
+class Precision(StrEnum):
+    """What the forward and backward passes compute in; the weights and the optimizer are float32 either way."""
+
+    BF16 = "bf16"  # torch.autocast to bfloat16
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything of a training run but the model and the data.
+
+    Raises:
+        Sh2Error: a value is out of range.
+    """
+
+    steps: int
+    """Optimizer updates in the whole run; the cosine ends at the last one."""
+    batch_size: int = 8
+    """Windows in one forward pass."""
+    accumulation: int = 1
+    """Forward passes an update: an update sees `batch_size * accumulation` windows."""
+    length: int = 1024
+    """Tokens a window predicts, in bp; at least 2."""
+    lr: float = 1e-3
+    """Learning rate at the end of the warm-up."""
+    min_lr_fraction: float = 0.1
+    """Learning rate of the last step, as a fraction of `lr`."""
+    warmup_fraction: float = 0.05
+    """Part of the steps over which the learning rate rises linearly from 0 to `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two moving averages."""
+    eps: float = 1e-8
+    """Added to the denominator of AdamW."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the linear layers' matrices; nothing else decays."""
+    clip: float = 1.0
+    """Largest global norm of the gradients; 0 turns clipping off."""
+    precision: Precision = Precision.FP32
+    """`bf16` (autocast over float32 weights) or `fp32`."""
+    seed: int = 0
+    """Decides the first weights and the order of the windows."""
+    valid_every: int = 100
+    """Steps between two validations, 0 for one at the end only."""
+    valid_windows: int = 64
+    """Held-out windows a validation scores, always the same ones; 0 turns validation off."""
+    save_every: int = 100
+    """Steps between two checkpoints, 0 for one at the end only."""
+    keep_last: int = 2
+    """Checkpoints kept, besides that of the best validation."""
+    log_every: int = 10
+    """Steps between two lines of progress and of `speed.jsonl`; `metrics.jsonl` has a line for every step."""
+    reset_documents: bool = False
+    """Start every record of a window from an empty state, so that nothing leaks from the record before it."""
+    lower_case_weight: float = 0.1
+    """Weight in the loss of a soft-masked (lower-case) base; an upper-case one has 1."""
+    reverse_complement: bool = True
+    """Read half of the training windows, chosen by the seed, from the other strand."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    threads: int = 0
+    """CPU threads, 0 for as many as torch finds; results are bit-equal only for the same number."""
+
+    def __post_init__(self) -> None:
+        self._check_at_least(1, "steps", "batch_size", "accumulation", "keep_last", "log_every")
+        self._check_at_least(2, "length")
+        self._check_at_least(0, "seed", "valid_every", "valid_windows", "save_every", "threads")
+        self._check_at_least(0, "weight_decay", "clip", "lower_case_weight")
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise Sh2Error(f"train field `{name}` must be above 0, not {getattr(self, name)}")
+        for name in ("min_lr_fraction", "warmup_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Sh2Error(f"train field `{name}` must lie between 0 and 1, not {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Sh2Error(f"train field `betas` must lie in [0, 1), not {list(self.betas)}")
+
+    def _check_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= least:
+                raise Sh2Error(f"train field `{name}` must be at least {least}, not {getattr(self, name)}")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the linear warm-up."""
+        return round(self.warmup_fraction * self.steps)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows an update sees."""
+        return self.batch_size * self.accumulation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON and TOML; `from_dict` reads them back."""
+        return {**asdict(self), "betas": list(self.betas), "precision": self.precision.value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values, of exactly the right types (a whole number may stand for a float).
+
+        Raises:
+            Sh2Error: a key is unknown or missing, or a value has the wrong type or is out of range.
+        """
+        known = get_type_hints(cls)
+        for key in values:
+            check_known(key, known, table="train")
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [key for key in required if key not in values]:
+            raise Sh2Error(f"train field `{missing[0]}` is missing").hint(
+                f"give `--{missing[0]}`, or `{missing[0]} = ...` under [train] in the configuration file"
+            )
+        return cls(**{key: _read("train", key, known[key], value) for key, value in values.items()})
+
+
+def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
+    """Read a [model] table: a `preset`, any fields of `ModelConfig`, or a preset with some fields replaced.
+
+    Raises:
+        Sh2Error: unknown preset or field, a missing field, or a value that is not allowed.
+    """
+    values = dict(table)
+    name = values.pop("preset", None)
+    known = get_type_hints(ModelConfig)
+    for key, value in values.items():
+        check_known(key, known, table="model")
+        values[key] = _read("model", key, known[key], value)
+    base = {} if name is None else preset(_text("model field `preset`", name)).to_dict()
+    return ModelConfig.from_dict({**base, **values})
+
+
+def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:
+    """Refuse a key of a table that is not in `known`, naming the closest one that is.
+
+    Raises:
+        Sh2Error: the key is unknown.
+    """
+    if key in known:
+        return
+    error = Sh2Error(f"unknown {table} field `{key}`")
+    if close := get_close_matches(key, known, n=1):
+        raise error.hint(f"did you mean `{close[0]}`?")
+    raise error.hint(f"known fields: {', '.join(known)}")
+
+
+MAY_CHANGE = frozenset({"save_every", "keep_last", "log_every", "device", "threads"})
+"""Fields that a resumed run may change: they decide neither the weights (up to rounding) nor the metrics written."""
+
+
+def check_unchanged(table: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under other values than it began with.
+
+    Raises:
+        Sh2Error: names the first field that differs and is not in `MAY_CHANGE`.
+    """
+    for key in [*saved, *(key for key in asked if key not in saved)]:
+        if key not in MAY_CHANGE and saved.get(key) != asked.get(key):
+            raise Sh2Error(
+                f"cannot resume with {table} field `{key}` changed from {saved.get(key)!r} to {asked.get(key)!r}"
+            ).hint("resume with the value the run began with, or train into another folder")
+
+
+def _whole(key: str, value: object) -> int:
+    if type(value) is not int:
+        raise _wrong(key, "a whole number", value)
+    return value
+
+
+def _number(key: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _wrong(key, "a number", value)
+    return float(value)
+
+
+def _flag(key: str, value: object) -> bool:
+    if type(value) is not bool:
+        raise _wrong(key, "true or false", value)
+    return value
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong(key, "text", value)
+    return value
+
+
+def _pair(key: str, value: object) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise _wrong(key, "a pair of numbers", value)
+    return _number(key, value[0]), _number(key, value[1])
+
+
+def _precision(key: str, value: object) -> Precision:
+    if value not in [member.value for member in Precision]:
+        raise _wrong(key, " or ".join(f"`{member.value}`" for member in Precision), value)
+    return Precision(str(value))
+
+
+def _window(key: str, value: object) -> DecayWindow:
+    if not isinstance(value, Mapping) or set(value) != {"alpha_first", "alpha_last"}:
+        raise _wrong(key, "a table of alpha_first and alpha_last", value)
+    return DecayWindow(**{name: _number(f"{key}.{name}", rate) for name, rate in value.items()})
+
+
+def _wrong(key: str, wanted: str, value: object) -> Sh2Error:
+    return Sh2Error(f"{key} must be {wanted}, not {value!r}")
+
+
+_READERS: Mapping[Any, Callable[[str, object], Any]] = MappingProxyType(
+    {
+        int: _whole,
+        float: _number,
+        bool: _flag,
+        str: _text,
+        tuple[float, float]: _pair,
+        Precision: _precision,
+        DecayWindow | None: _window,
+    }
+)
+
+
+def _read(table: str, key: str, kind: object, value: object) -> Any:
+    """Check the type of one value; kinds without a reader are checked by the class they go to."""
+    reader = _READERS.get(kind)
+    return value if reader is None else reader(f"{table} field `{key}`", value)

@@ -1,0 +1,285 @@
+"""The training loop: updates, validations and checkpoints in their order. Knows nothing of terminals or files of DNA.
+
+Every number that a run writes to `metrics.jsonl`, and its weights, are a function of the configuration, the data and
+the machine: a run that was killed at any moment and resumed from its last checkpoint repeats the lost steps exactly.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sh2.checkpoint import save_model
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.train.checkpoints import Best, Checkpoints, Progress, recover_folder, replacing_folder
+from sh2.train.clock import Clock
+from sh2.train.config import TrainConfig, check_unchanged
+from sh2.train.folder import RunFolder
+from sh2.train.loss import NATS_TO_BITS
+from sh2.train.optimizer import build_optimizer
+from sh2.train.records import JsonLines, SpeedRecord, StepRecord, keep_steps
+from sh2.train.schedule import learning_rate
+from sh2.train.validation import Validation, validate
+from sh2.train.windows import WindowSource, micro_batch_sums
+
+
+class Observer(Protocol):
+    """Whoever shows a run to people."""
+
+    def step(self, record: StepRecord) -> None:
+        """One step is done and written."""
+
+    def speed(self, record: SpeedRecord) -> None:
+        """Every `log_every` steps."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # as asked by `should_stop`; the checkpoint and the model are of the step it got to
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    lr: float
+    numbers: Tensor  # float64 [4]: loss, nats over bases, bases, gradient norm
+
+
+class Trainer:
+    """One run in one folder."""
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        config: TrainConfig,
+        *,
+        folder: RunFolder,
+        train: WindowSource,
+        valid: WindowSource | None,
+        data_identity: str,
+        observer: Observer,
+    ) -> None:
+        """Take the model, on its device and in float32, and its data.
+
+        `data_identity` is compared on resume: a checksum of the data. `valid` None is a run without validation.
+
+        Raises:
+            Sh2Error: the training data has no window.
+        """
+        if not len(train):
+            raise Sh2Error(f"the training data holds no window of {config.length + 1} tokens").hint(
+                "lower `--length`, or give longer sequences"
+            )
+        self._model = model
+        self._config = config
+        self._folder = folder
+        self._train = train
+        self._valid = valid if valid is not None and len(valid) and config.valid_windows else None
+        self._data_identity = data_identity
+        self._observer = observer
+        self._device = torch.device(config.device)
+        self._optimizer = build_optimizer(model, config)
+        self._checkpoints = Checkpoints(folder.checkpoints, keep_last=config.keep_last)
+        self._step = 0
+        self._saved_step = 0
+        self._best: Best | None = None
+        self._measured: list[_Measured] = []
+        self._clock = Clock(self._device, tokens_per_step=config.windows_per_step * config.length)
+
+    def restore(self) -> int:
+        """Go back to the newest complete checkpoint and return its step; 0, with nothing changed, if there is none.
+
+        Raises:
+            Sh2Error: the run began with another configuration, model or data, or its metrics are damaged.
+        """
+        self._checkpoints.clean()
+        for path in (self._folder.model, self._folder.best):
+            recover_folder(path)
+        progress = self._checkpoints.newest(self._observer.note)
+        if progress is not None:
+            self._check_same_run(progress)
+            self._checkpoints.restore(progress.step, self._model, self._optimizer)
+            self._step = self._saved_step = progress.step
+            self._best = progress.best
+        keep_steps(self._folder.metrics, self._step)
+        return self._step
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Train to the last step, or until `should_stop` after a step; then save a checkpoint and the model.
+
+        Raises:
+            Sh2Error: the loss or the gradient is not finite; nothing is saved after the last good checkpoint.
+        """
+        with _reproducible(self._config), self._writing():
+            self._clock.begin(self._step)
+            while self._step < self._config.steps and not should_stop():
+                self._step += 1
+                with self._clock.work():
+                    self._measured.append(self._update())
+                self._after_update()
+            self._write(self._fetch())
+            if self._saved_step < self._step:
+                self._save_checkpoint()
+        with replacing_folder(self._folder.model) as partial:
+            save_model(self._model, partial)
+        return Outcome.FINISHED if self._step == self._config.steps else Outcome.STOPPED
+
+    def _update(self) -> _Measured:
+        config, model, optimizer = self._config, self._model, self._optimizer
+        with self._clock.data():
+            batch = self._train.batch((self._step - 1) * config.windows_per_step, config.windows_per_step)
+        weight = float(batch.weights.sum(dtype="float64"))
+        scale = 1 / weight if weight else 0.0
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        for first in range(0, config.windows_per_step, config.batch_size):
+            rows = slice(first, first + config.batch_size)
+            micro = micro_batch_sums(model, batch, rows, config, self._device)
+            loss = micro.weighted_nats * scale
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums += torch.stack([loss.detach().double(), micro.base_nats.double(), micro.bases.double()])
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+        lr = learning_rate(self._step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return _Measured(self._step, lr, torch.cat([sums, norm.double()[None]]))
+
+    def _after_update(self) -> None:
+        config, step = self._config, self._step
+        last = step == config.steps
+        log = last or _due(step, config.log_every)
+        valid = self._valid is not None and (last or _due(step, config.valid_every))
+        save = _due(step, config.save_every)
+        # on an accelerator, reading a number waits for the device: once for many steps
+        if log or valid or save or self._device.type == "cpu":
+            with self._clock.work():
+                records = self._fetch()
+            if valid:
+                validation = self._validate()
+                records[-1] = replace(
+                    records[-1], valid_loss=validation.loss, valid_bits_per_base=validation.bits_per_base
+                )
+            self._write(records)
+        if log and (speed := self._clock.report(step)):
+            self._speed.append([json.dumps(asdict(speed))])
+            self._observer.speed(speed)
+        if save:
+            self._save_checkpoint()
+
+    def _fetch(self) -> list[StepRecord]:
+        """Read the numbers of the steps since the last time; those before a step that diverged are written."""
+        records: list[StepRecord] = []
+        for measured in self._measured:
+            loss, base_nats, bases, norm = measured.numbers.tolist()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._write(records)
+                raise self._diverged(measured.step, f"loss {loss}, gradient norm {norm}")
+            records.append(
+                StepRecord(
+                    step=measured.step,
+                    loss=loss,
+                    bits_per_base=base_nats / bases * NATS_TO_BITS if bases else None,
+                    lr=measured.lr,
+                    grad_norm=norm,
+                    tokens=measured.step * self._config.windows_per_step * self._config.length,
+                )
+            )
+        self._measured.clear()
+        return records
+
+    def _write(self, records: list[StepRecord]) -> None:
+        self._metrics.append([record.to_json() for record in records])
+        for record in records:
+            self._observer.step(record)
+
+    def _validate(self) -> Validation:
+        assert self._valid is not None
+        validation = validate(self._model, self._valid, self._config, self._device)
+        if not math.isfinite(validation.loss):
+            raise self._diverged(self._step, f"validation loss {validation.loss}")
+        if self._best is None or validation.loss < self._best.valid_loss:
+            self._best = Best(step=self._step, valid_loss=validation.loss)
+            with replacing_folder(self._folder.best) as partial:
+                save_model(self._model, partial)
+        return validation
+
+    def _diverged(self, step: int, values: str) -> Sh2Error:
+        steps = self._checkpoints.steps()
+        good = (
+            f"the last good checkpoint is {self._checkpoints.path(steps[-1])}" if steps else "no checkpoint was saved"
+        )
+        return Sh2Error(f"training diverged at step {step}: {values}; {good}").hint(
+            "train into another folder with a lower `--lr`, a longer `--warmup-fraction` or a lower `--clip`"
+        )
+
+    def _save_checkpoint(self) -> None:
+        self._metrics.sync()
+        progress = Progress(
+            step=self._step,
+            windows=self._step * self._config.windows_per_step,
+            best=self._best,
+            config=self._config.to_dict(),
+            model=self._model.config.to_dict(),
+            data=self._data_identity,
+            torch=torch.__version__,
+        )
+        self._checkpoints.save(self._model, self._optimizer, progress)
+        self._saved_step = self._step
+
+    def _check_same_run(self, saved: Progress) -> None:
+        """Refuse a checkpoint of another run; warn where the bits may differ."""
+        check_unchanged("train", saved.config, self._config.to_dict())
+        check_unchanged("model", saved.model, self._model.config.to_dict())
+        check_unchanged("data", {"checksum": saved.data}, {"checksum": self._data_identity})
+        now = {"threads": self._config.threads, "device": self._config.device, "torch": torch.__version__}
+        before = {"threads": saved.config["threads"], "device": saved.config["device"], "torch": saved.torch}
+        for key, value in now.items():
+            if value != before[key]:
+                self._observer.note(
+                    f"warning: the run began with {key} {before[key]} and goes on with {value}: "
+                    "its numbers can differ in the last bits from an uninterrupted run's"
+                )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._metrics, self._speed = JsonLines(self._folder.metrics), JsonLines(self._folder.speed)
+        try:
+            yield
+        finally:
+            self._metrics.close()
+            self._speed.close()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _reproducible(config: TrainConfig) -> Iterator[None]:
+    """Ask torch for the same bits every time; on the CPU only, where it costs nothing."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before or config.device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.set_num_threads(config.threads or threads)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.set_num_threads(threads)
