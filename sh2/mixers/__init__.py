@@ -1,0 +1,29 @@
+"""The sequence mixers, by the letter of the layout. Each is a causal map `(x, state) -> (y, state)`."""
+
+from torch import nn
+
+from kernels import FirState, ModalState
+from sh2.config import MixerKind
+from sh2.mixers.attention import Attention, AttentionState
+from sh2.mixers.hyena import HyenaLI, HyenaMR, HyenaSE
+
+MixerState = FirState | ModalState | AttentionState
+
+MIXERS: dict[MixerKind, type[nn.Module]] = {
+    MixerKind.HYENA_SE: HyenaSE,
+    MixerKind.HYENA_MR: HyenaMR,
+    MixerKind.HYENA_LI: HyenaLI,
+    MixerKind.ATTENTION: Attention,
+}
+
+__all__ = [
+    "MIXERS",
+    "Attention",
+    "AttentionState",
+    "FirState",
+    "HyenaLI",
+    "HyenaMR",
+    "HyenaSE",
+    "MixerState",
+    "ModalState",
+]

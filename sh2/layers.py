@@ -1,0 +1,53 @@
+"""The parts of a block that see one token at a time: RMSNorm and the gated MLP."""
+
+# B batch, L length, D width, I inner width of the MLP
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sh2.config import Activation
+
+
+def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+    """A linear layer whose weights are left for `sh2.initialize` to set."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+
+
+class RMSNorm(nn.Module):
+    """y = scale * x / (rms(x) + eps), in float32, rounded once. The eps is on the root, not under it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.empty(width))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        wide_BLD = x_BLD.float()
+        rms_BL1 = torch.linalg.vector_norm(wide_BLD, dim=-1, keepdim=True) * wide_BLD.shape[-1] ** -0.5
+        return (wide_BLD / (rms_BL1 + self.eps) * self.scale.float()).to(x_BLD.dtype)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Apply the non-linearity of the MLP's gate."""
+    match activation:
+        case Activation.GELU:
+            return F.gelu(x)
+        case Activation.SILU:
+            return F.silu(x)
+        case Activation.IDENTITY:
+            return x
+
+
+class GatedMLP(nn.Module):
+    """y = down(act(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width: int, inner_width: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate = linear(width, inner_width, bias=False)
+        self.up = linear(width, inner_width, bias=False)
+        self.down = linear(inner_width, width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down(activate(self.gate(x_BLD), self.activation) * self.up(x_BLD))

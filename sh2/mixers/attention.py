@@ -1,0 +1,102 @@
+"""Causal multi-head attention with rotary embedding, as a map `(x, state) -> (y, state)`."""
+
+# B batch, L new tokens, T tokens seen before, S = T+L, D width, H heads, J key-value heads, C channels a head
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sh2.config import ModelConfig, RotaryFrequencies
+from sh2.layers import linear
+from sh2.precision import Float32Kept
+
+
+class AttentionState(NamedTuple):
+    """Rotated keys and values of the tokens seen, and where each row's sequence begins among them.
+
+    Rows of one batch may have histories of different lengths: row b sees entries from `begin_B[b]` on, and its
+    positions count from there. None means from 0 for every row.
+    """
+
+    keys_BSJC: Tensor
+    values_BSJC: Tensor
+    begin_B: Tensor | None = None
+
+
+class Attention(Float32Kept):
+    """Softmax attention over everything before; heads may share keys and values in groups."""
+
+    float32_names = ("inv_freq",)
+
+    inv_freq: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.interpolation = config.rotary_interpolation
+        kv_width = self.num_kv_heads * self.head_dim
+        self.input = linear(config.width, config.width + 2 * kv_width, bias=config.input_bias)
+        self.output = linear(config.width, config.width, bias=config.attention_output_bias)
+        # a context extension that sets another base must not be undone by a file's old buffer: only models that are
+        # configured to use a file's own values carry them
+        stored = config.rotary_frequencies is RotaryFrequencies.STORED
+        self.register_buffer("inv_freq", rotary_frequencies(config), persistent=stored)
+
+    def forward(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        H, J, C = self.num_heads, self.num_kv_heads, self.head_dim
+        q_BLHC, k_BLJC, v_BLJC = self.input(x_BLD).unflatten(-1, (H + 2 * J, C)).split([H, J, J], dim=2)
+        T = 0 if state is None else state.keys_BSJC.shape[1]
+        begin_B = None if state is None else state.begin_B
+        angles = self._angles(T, x_BLD.shape[1], begin_B)
+        q_BLHC, k_BLJC = rotate(q_BLHC, *angles), rotate(k_BLJC, *angles)
+        if state is not None:
+            k_BLJC = torch.cat([state.keys_BSJC, k_BLJC], dim=1)
+            v_BLJC = torch.cat([state.values_BSJC, v_BLJC], dim=1)
+        y_BLHC = attend(q_BLHC, k_BLJC, v_BLJC, begin_B)
+        return self.output(y_BLHC.flatten(2)), AttentionState(k_BLJC, v_BLJC, begin_B)
+
+    def _angles(self, T: int, L: int, begin_B: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B or 1, L, 1, C/2] of the new tokens' positions, float32."""
+        positions = torch.arange(T, T + L, device=self.inv_freq.device)[None]
+        if begin_B is not None:
+            positions = positions - begin_B[:, None]
+        angles = (positions.float() / self.interpolation)[:, :, None, None] * self.inv_freq
+        return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Return base^(-2j/C) for j = 0 .. C/2-1, float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    return 1.0 / config.rotary_base**exponents
+
+
+def rotate(x_BLHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32, rounded once."""
+    a, b = x_BLHC.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_BLHC.dtype)
+
+
+def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | None) -> Tensor:
+    """Causal attention of the last L of S tokens; row b sees entries from begin_B[b] on.
+
+    Returns:
+        y_BLHC in the dtype of v.
+    """
+    L, S = q_BLHC.shape[1], k_BSJC.shape[1]
+    mask = None
+    if begin_B is not None or 1 < L < S:
+        key = torch.arange(S, device=q_BLHC.device)
+        mask = key[None, None, None, :] <= key[S - L :, None]
+        if begin_B is not None:
+            mask = mask & (key >= begin_B[:, None, None, None])
+    y_BHLC = F.scaled_dot_product_attention(
+        q_BLHC.to(v_BSJC.dtype).transpose(1, 2),
+        k_BSJC.to(v_BSJC.dtype).transpose(1, 2),
+        v_BSJC.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None and L == S,
+        enable_gqa=q_BLHC.shape[2] != k_BSJC.shape[2],
+    )
+    return y_BHLC.transpose(1, 2)

@@ -1,0 +1,106 @@
+"""The three convolutional mixers: projection, hyena operator, output projection. Each is `(x, state) -> (y, state)`."""
+
+# B batch, L length, D width, E = 3D projected channels, G filter groups, K taps, N modes
+
+import torch
+from torch import Tensor, nn
+
+from kernels import FirState, ModalState, hyena_fir, hyena_li
+from sh2.config import DecayWindow, ModelConfig
+from sh2.layers import linear
+from sh2.precision import Float32Kept
+
+
+class Hyena(nn.Module):
+    """What the three share: the projections and the featurizer (paper eq. 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.input = linear(width, 3 * width, bias=config.input_bias)
+        self.featurizer_taps = nn.Parameter(torch.empty(3 * width, config.featurizer_taps))
+        self.featurizer_bias = nn.Parameter(torch.empty(3 * width)) if config.featurizer_bias else None
+        self.output = linear(width, width, bias=config.hyena_output_bias)
+
+
+class HyenaFir(Hyena):
+    """A hyena mixer with an explicit filter: learned taps, one filter a group of channels."""
+
+    def __init__(
+        self, config: ModelConfig, *, groups: int, taps: int, skip: bool, window: DecayWindow | None = None
+    ) -> None:
+        super().__init__(config)
+        self.taps = nn.Parameter(torch.empty(groups, taps))
+        self.skip = nn.Parameter(torch.empty(config.width)) if skip else None
+        self.window = window
+
+    def inner_filter(self) -> Tensor:
+        """The filter that is applied [G, K]: the learned taps, under the decay window where there is one."""
+        if self.window is None:
+            return self.taps
+        return self.taps.float() * decay_window(self.window, self.taps.shape[0], self.taps.shape[1], self.taps.device)
+
+    def forward(self, x_BLD: Tensor, state: FirState | None = None) -> tuple[Tensor, FirState]:
+        y_BLD, state = hyena_fir(
+            self.input(x_BLD), self.featurizer_taps, self.featurizer_bias, self.inner_filter(), self.skip, state
+        )
+        return self.output(y_BLD), state
+
+
+class HyenaSE(HyenaFir):
+    """Hyena-SE: a few learned taps."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, groups=config.se_groups, taps=config.se_taps, skip=config.se_skip)
+
+
+class HyenaMR(HyenaFir):
+    """Hyena-MR: hundreds of learned taps under a fixed decay window."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            config, groups=config.mr_groups, taps=config.mr_taps, skip=config.mr_skip, window=config.mr_window
+        )
+
+
+class HyenaLI(Float32Kept, Hyena):
+    """Hyena-LI: a filter as long as the sequence, the sum of real exponentials; none are shared between channels.
+
+    The poles are log_poles * exp(pole_shift): the shift is what is trained, so a pole stays a decay whatever the step,
+    and a published file's poles are kept to the bit.
+    """
+
+    float32_names = ("log_poles", "pole_shift", "residues")
+
+    log_poles: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        shape = config.width, config.num_modes
+        self.register_buffer("log_poles", torch.empty(shape, dtype=torch.float32))
+        self.pole_shift = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.residues = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.skip = nn.Parameter(torch.empty(config.width))
+
+    def forward(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
+        log_poles_DN = self.log_poles * self.pole_shift.exp()
+        y_BLD, state = hyena_li(
+            self.input(x_BLD),
+            self.featurizer_taps,
+            self.featurizer_bias,
+            log_poles_DN,
+            self.residues,
+            self.skip,
+            state,
+        )
+        return self.output(y_BLD), state
+
+
+def decay_window(window: DecayWindow, groups: int, taps: int, device: torch.device) -> Tensor:
+    """Return exp(-alpha_g k) [G, K], float32: tap k counted in tokens, alpha spaced evenly in the logarithm."""
+    first, last = (
+        torch.tensor(alpha, dtype=torch.float64).log10() for alpha in (window.alpha_first, window.alpha_last)
+    )
+    alpha_G = torch.logspace(float(first), float(last), groups, dtype=torch.float64, device=device)
+    k = torch.arange(taps, dtype=torch.float64, device=device)
+    return torch.exp(-alpha_G[:, None] * k).float()

@@ -1,0 +1,112 @@
+"""StripedHyena 2: embedding, blocks, norm, logits. Token ids in, logits out; knows nothing of DNA or files."""
+
+# B batch, L length, D width, V vocabulary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sh2.config import FeedForward, ModelConfig
+from sh2.errors import Sh2Error
+from sh2.initialize import initialize
+from sh2.layers import GatedMLP, RMSNorm, linear
+from sh2.mixers import MIXERS, HyenaSE, MixerState
+from sh2.state import BlockState, ModelState, reset
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.width, config.norm_eps)
+        self.mixer = MIXERS[config.kinds[layer]](config)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
+        self.mixes_twice = config.feed_forward is FeedForward.HYENA_SE
+        self.feed_forward: nn.Module = (
+            HyenaSE(config)
+            if self.mixes_twice
+            else GatedMLP(config.width, config.mlp_width, config.activation_of(layer))
+        )
+
+    def forward(self, x_BLD: Tensor, state: BlockState | None = None) -> tuple[Tensor, BlockState]:
+        mixer_state: MixerState | None
+        feed_forward_state: MixerState | None
+        mixer_state, feed_forward_state = state or (None, None)
+        y_BLD, mixer_state = self.mixer(self.mixer_norm(x_BLD), mixer_state)
+        x_BLD = x_BLD + y_BLD
+        if self.mixes_twice:
+            y_BLD, feed_forward_state = self.feed_forward(self.feed_forward_norm(x_BLD), feed_forward_state)
+        else:
+            y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
+        return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
+
+
+class StripedHyena2(nn.Module):
+    """A StripedHyena 2 language model over bytes.
+
+    The model is one causal map `(ids, state) -> (logits, state)`: a whole sequence, chunks of it and single tokens are
+    the same call with other lengths. Weights are initialised from `seed`; build under `torch.device("meta")` to leave
+    them to a checkpoint.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.unembedding = None if config.tied_embeddings else linear(config.width, config.vocab_size, bias=False)
+        if not self.embedding.weight.is_meta:
+            initialize(self, seed)
+
+    def forward(
+        self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Predict the next token after every token.
+
+        Args:
+            ids_BL: token ids, any integer dtype, L at least 1.
+            state: what the last call on these rows returned; None starts sequences.
+            document_starts_BL: bool, True where a new document begins: nothing before it is seen from there on.
+
+        Returns:
+            logits_BLV in the model's dtype, and the state that continues the sequences.
+
+        Raises:
+            Sh2Error: the batch is empty, or not [B, L].
+        """
+        x_BLD, state = self.hidden(ids_BL, state, document_starts_BL=document_starts_BL)
+        return self.logits(x_BLD), state
+
+    def hidden(
+        self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Like `forward`, up to the last block's output x_BLD: `logits` does the rest."""
+        if ids_BL.ndim != 2 or 0 in ids_BL.shape:
+            raise Sh2Error(f"token ids must be [batch, length] with neither empty, not {list(ids_BL.shape)}")
+        if document_starts_BL is None:
+            return self._piece(ids_BL, state)
+        # documents are cut where they meet, and the state of the rows where one begins is reset
+        borders = document_starts_BL.any(dim=0).nonzero()[:, 0].tolist()
+        outputs: list[Tensor] = []
+        for start, stop in zip(sorted({0, *borders}), [*sorted({*borders} - {0}), ids_BL.shape[1]], strict=True):
+            if state is not None:
+                state = reset(state, document_starts_BL[:, start])
+            x_BLD, state = self._piece(ids_BL[:, start:stop], state)
+            outputs.append(x_BLD)
+        assert state is not None
+        return torch.cat(outputs, dim=1), state
+
+    def _piece(self, ids_BL: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        x_BLD = self.embedding(ids_BL.long())
+        new_state: list[BlockState] = []
+        for layer, block in enumerate(self.blocks):
+            x_BLD, block_state = block(x_BLD, None if state is None else state[layer])
+            new_state.append(block_state)
+        return x_BLD, tuple(new_state)
+
+    def logits(self, x_BLD: Tensor) -> Tensor:
+        """The last norm and the unembedding: logits_BLV of hidden states x_BLD."""
+        weight_VD = self.embedding.weight if self.unembedding is None else self.unembedding.weight
+        return F.linear(self.norm(x_BLD), weight_VD)

@@ -1,0 +1,98 @@
+"""The state of a model between pieces of a sequence, and what can be done to it row by row.
+
+A state belongs to a batch: one row a sequence. Rows can be picked and repeated (many samples from one prompt), joined
+(prompts of different lengths, decoded together) and reset (a document ends, the next begins).
+"""
+
+# B rows, S tokens seen, the other letters as in the mixers
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sh2.mixers import AttentionState, MixerState
+
+
+class BlockState(NamedTuple):
+    """The states of a block's mixer and, where the feed-forward layer mixes tokens too, of that."""
+
+    mixer: MixerState
+    feed_forward: MixerState | None = None
+
+
+ModelState = tuple[BlockState, ...]
+
+
+def select(state: ModelState, rows: Tensor) -> ModelState:
+    """Pick rows by index, in that order; an index may come more than once.
+
+    Args:
+        rows: [B'] int64.
+    """
+    return _map(state, lambda part: _select(part, rows))
+
+
+def reset(state: ModelState, rows: Tensor) -> ModelState:
+    """Start a new sequence in the rows that are True; the others go on.
+
+    Args:
+        rows: [B] bool.
+    """
+    return _map(state, lambda part: _reset(part, rows))
+
+
+def join(states: Sequence[ModelState]) -> ModelState:
+    """Put the rows of several states into one, whatever the lengths of their histories."""
+    joined = []
+    for blocks in zip(*states, strict=True):
+        feed_forwards = [block.feed_forward for block in blocks if block.feed_forward is not None]
+        joined.append(
+            BlockState(_join([block.mixer for block in blocks]), _join(feed_forwards) if feed_forwards else None)
+        )
+    return tuple(joined)
+
+
+def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> ModelState:
+    return tuple(
+        BlockState(change(block.mixer), None if block.feed_forward is None else change(block.feed_forward))
+        for block in state
+    )
+
+
+def _select(part: MixerState, rows: Tensor) -> MixerState:
+    return type(part)(*(None if tensor is None else tensor[rows] for tensor in part))
+
+
+def _reset(part: MixerState, rows: Tensor) -> MixerState:
+    if isinstance(part, AttentionState):
+        # the past stays in memory and is hidden: entries before `begin` are masked
+        seen = part.keys_BSJC.shape[1]
+        begin_B = part.begin_B if part.begin_B is not None else torch.zeros_like(rows, dtype=torch.int64)
+        return part._replace(begin_B=torch.where(rows, seen, begin_B))
+    return type(part)(*(tensor.masked_fill(rows[:, None, None], 0) for tensor in part))
+
+
+def _join(parts: Sequence[MixerState]) -> MixerState:
+    attentions = [part for part in parts if isinstance(part, AttentionState)]
+    if attentions:
+        return _join_attention(attentions)
+    first, *_ = parts
+    return type(first)(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _join_attention(parts: Sequence[AttentionState]) -> AttentionState:
+    """Align the histories at their ends; what is missing in front of a shorter one is hidden."""
+    longest = max(part.keys_BSJC.shape[1] for part in parts)
+    keys, values, begins = [], [], []
+    for part in parts:
+        B, S = part.keys_BSJC.shape[:2]
+        keys.append(F.pad(part.keys_BSJC, (0, 0, 0, 0, longest - S, 0)))
+        values.append(F.pad(part.values_BSJC, (0, 0, 0, 0, longest - S, 0)))
+        begin_B = part.begin_B
+        if begin_B is None:
+            begin_B = torch.zeros(B, dtype=torch.int64, device=part.keys_BSJC.device)
+        begins.append(begin_B + (longest - S))
+    return AttentionState(torch.cat(keys), torch.cat(values), torch.cat(begins))
