@@ -1,7 +1,8 @@
 """The baseline that a language model of DNA has to beat: a static Markov model of fixed order.
 
 Counts the k-mers of the training sequences on both strands, then says what every base of other sequences costs,
-learning nothing on the way. Upper and lower case are the same base; whatever is not ACGT breaks the context and is not counted.
+learning nothing on the way. Upper and lower case are the same base; whatever is not ACGT breaks the context and is not
+counted.
 
 Every true base of a test sequence is scored, so that the figure stands on the same bases as a model's: where fewer than
 `order` bases precede (at a start, after an N), the context is what there is, by the table of that lower order.
