@@ -63,7 +63,8 @@ def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> Model
 
 
 def _select(part: MixerState, rows: Tensor) -> MixerState:
-    return type(part)(*(None if tensor is None else tensor[rows] for tensor in part))
+    picked = (None if tensor is None else tensor[rows] for tensor in part)
+    return type(part)(*picked)  # type: ignore[arg-type]
 
 
 def _reset(part: MixerState, rows: Tensor) -> MixerState:

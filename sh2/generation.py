@@ -1,0 +1,182 @@
+"""Generation: prompts in, sampled tokens out, one state carried from token to token."""
+
+# B rows (samples of prompts), V vocabulary
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.sampling import Sampling, choose
+from sh2.scoring import batches_of_equal_length, log_probs_of
+from sh2.state import ModelState, join, select
+from sh2.tokens import EOD, Tokens, as_ids, to_batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One sampled continuation."""
+
+    prompt: int  # which prompt, from 0
+    sample: int  # which sample of it, from 0
+    ids: NDArray[np.int64]  # the new tokens, without the prompt and without a closing EOD
+    log_probs: NDArray[np.float32]  # of each new token, under the model itself: before temperature and filters
+    stopped: bool  # True if the model ended it with an EOD, False if the length did
+
+
+def generate(
+    model: StripedHyena2,
+    prompts: Sequence[Tokens],
+    *,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    alphabet: str | bytes | None = None,
+    stop_at_eod: bool = True,
+    samples: int = 1,
+    seed: int = 0,
+    max_rows: int = 64,
+    chunk: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Sample continuations of prompts.
+
+    A sample depends on its prompt, the seed and its own number alone: prompts of any lengths run in one batch and give
+    the tokens that each would give by itself. Every prompt is read once, whatever the number of samples.
+
+    Args:
+        prompts: text, bytes or token ids, in any mix; an empty one starts a document.
+        length: new tokens, at most.
+        temperature: 0 takes the likeliest token. top_k, top_p: as in `Sampling`.
+        alphabet: characters that may be chosen (EOD besides, if it stops); None is every token.
+        stop_at_eod: end a sample when the model ends the document; otherwise EOD is a token like others.
+        samples: continuations of each prompt.
+        max_rows: samples that are decoded together, at most.
+        chunk: tokens of a prompt that are read at once, at most.
+        progress: called with the number of tokens added to all samples, after each step.
+
+    Returns:
+        The samples of the first prompt, then of the second, and so on.
+
+    Raises:
+        Sh2Error: a setting is out of range, or a prompt has an id outside the vocabulary.
+    """
+    for name, value in (("length", length), ("samples", samples), ("max_rows", max_rows)):
+        if value < 1:
+            raise Sh2Error(f"{name} must be at least 1, not {value}")
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, alphabet=_allowed(alphabet, stop_at_eod=stop_at_eod)
+    )
+    rows = [as_ids(prompt, model.config.vocab_size) for prompt in prompts]
+    jobs = [(prompt, sample) for prompt in range(len(rows)) for sample in range(samples)]
+    results: list[Generation] = []
+    for first in range(0, len(jobs), max_rows):
+        batch = jobs[first : first + max_rows]
+        decoder = _Decoder(model, sampling, stop_at_eod=stop_at_eod, progress=progress)
+        decoder.read([rows[prompt] for prompt, _ in batch], chunk=chunk)
+        uniforms = torch.stack([_uniforms(seed, rows[prompt], sample, length) for prompt, sample in batch])
+        decoder.write(uniforms)
+        results += [decoder.result(place, *job) for place, job in enumerate(batch)]
+    return results
+
+
+def _allowed(alphabet: str | bytes | None, *, stop_at_eod: bool) -> tuple[int, ...] | None:
+    if alphabet is None:
+        return None
+    letters = alphabet.encode() if isinstance(alphabet, str) else alphabet
+    return tuple(sorted({*letters, *([EOD] if stop_at_eod else [])}))
+
+
+def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) -> Tensor:
+    """The random numbers of one sample [length], float64, from the seed, the prompt and the sample's number."""
+    digest = hashlib.blake2b(
+        prompt.tobytes(), digest_size=8, salt=b"%d" % sample, person=seed.to_bytes(16, "little", signed=True)
+    )
+    generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+    return torch.rand(length, generator=generator, dtype=torch.float64)
+
+
+class _Decoder:
+    """A batch of rows: reads their prompts, then writes token by token; rows that stop leave the batch."""
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        sampling: Sampling,
+        *,
+        stop_at_eod: bool,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.stop_at_eod = stop_at_eod
+        self.progress = progress or (lambda _: None)
+        self.device = model.embedding.weight.device
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[NDArray[np.int64]], *, chunk: int) -> None:
+        """Run the prompts, equal ones once and equal lengths together; keep the states and the last logits."""
+        prompts = [prompt if prompt.size else np.array([EOD]) for prompt in prompts]
+        distinct: dict[bytes, int] = {}
+        places = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
+        unique = [np.frombuffer(key, dtype=np.int64) for key in distinct]
+        groups = batches_of_equal_length([len(row) for row in unique], max_tokens=8 * chunk, chunk=chunk)
+        states: list[ModelState] = []
+        logits: list[Tensor] = []
+        for members in groups:
+            ids_BL = to_batch([unique[member] for member in members], self.device)
+            state: ModelState | None = None
+            for piece_BL in ids_BL.split(chunk, dim=1):
+                x_BLD, state = self.model.hidden(piece_BL, state)
+            assert state is not None
+            states.append(state)
+            logits.append(self.model.logits(x_BLD[:, -1]))
+        where = {member: row for row, member in enumerate(member for members in groups for member in members)}
+        rows = torch.tensor([where[place] for place in places], device=self.device)
+        self.state = select(states[0] if len(states) == 1 else join(states), rows)
+        self.logits_BV = torch.cat(logits)[rows]
+
+    @torch.inference_mode()
+    def write(self, uniforms_BL: Tensor) -> None:
+        """Sample as many tokens a row as there are random numbers in one, or until the row stops."""
+        rows, length = uniforms_BL.shape
+        self.ids = np.full((rows, length), EOD, dtype=np.int64)
+        self.log_probs = np.zeros((rows, length), dtype=np.float32)
+        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.stopped = np.zeros(rows, dtype=bool)
+        alive = np.arange(rows)
+        for step in range(length):
+            ids_B = choose(self.logits_BV, self.sampling, uniforms_BL[alive, step].to(self.device))
+            log_probs_B = log_probs_of(self.logits_BV[:, None], ids_B[:, None])[:, 0]
+            chosen = ids_B.cpu().numpy()
+            going = (chosen != EOD) | (not self.stop_at_eod)
+            self.stopped[alive[~going]] = True
+            self.ids[alive[going], step] = chosen[going]
+            self.log_probs[alive[going], step] = log_probs_B.cpu().numpy()[going]
+            self.lengths[alive[going]] += 1
+            self.progress(int(going.sum()))
+            if not going.any() or step == length - 1:
+                return
+            if not going.all():
+                kept = torch.from_numpy(going.nonzero()[0]).to(self.device)
+                self.state, ids_B, alive = select(self.state, kept), ids_B[kept], alive[going]
+            logits_BLV, self.state = self.model(ids_B[:, None], self.state)
+            self.logits_BV = logits_BLV[:, 0]
+
+    def result(self, place: int, prompt: int, sample: int) -> Generation:
+        """The continuation of row `place`."""
+        length = self.lengths[place]
+        return Generation(
+            prompt=prompt,
+            sample=sample,
+            ids=self.ids[place, :length],
+            log_probs=self.log_probs[place, :length],
+            stopped=bool(self.stopped[place]),
+        )

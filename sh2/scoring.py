@@ -1,0 +1,120 @@
+"""Scoring: token ids in, log-likelihoods out. Knows nothing of FASTA, strands or variants."""
+
+# B batch, L length, V vocabulary
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.tokens import EOD, Tokens, as_ids, to_batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How likely a model finds a sequence. Natural logarithms, except for the bits."""
+
+    length: int  # tokens of the sequence
+    num_scored: int  # tokens with a prediction: all but the first, or all after an EOD
+    log_likelihood: float  # sum over the scored tokens
+    log_probs: NDArray[np.float32] | None = None  # [num_scored], on request
+
+    @property
+    def mean_log_likelihood(self) -> float:
+        """Log-likelihood a scored token; NaN when nothing was scored."""
+        return self.log_likelihood / self.num_scored if self.num_scored else math.nan
+
+    @property
+    def bits_per_base(self) -> float:
+        """Minus the mean log-likelihood, in bits; NaN when nothing was scored."""
+        return -self.mean_log_likelihood / math.log(2)
+
+
+def score(
+    model: StripedHyena2,
+    sequences: Sequence[Tokens],
+    *,
+    prepend_eod: bool = False,
+    per_token: bool = False,
+    max_tokens: int = 65_536,
+    chunk: int = 8192,
+) -> list[Score]:
+    """Score sequences by the model's log-probability of each token given those before it.
+
+    Sequences of equal length share a batch; none is ever padded, so a score has no batch mates to depend on. Long ones
+    run in chunks that carry the state, in the memory of one chunk. Log-probabilities are taken in float32 and summed
+    in float64.
+
+    Args:
+        sequences: text, bytes or token ids, in any mix.
+        prepend_eod: start each sequence as a document, after an EOD, so that its first token is scored too.
+        per_token: keep the log-probability of every scored token.
+        max_tokens: tokens of one batch and chunk, at most.
+        chunk: tokens of one sequence that are run at once, at most.
+
+    Returns:
+        One score a sequence, in order.
+
+    Raises:
+        Sh2Error: a sequence is empty, or has an id outside the vocabulary.
+    """
+    rows = [as_ids(tokens, model.config.vocab_size) for tokens in sequences]
+    for number, row in enumerate(rows):
+        if not row.size:
+            raise Sh2Error(f"sequence {number} is empty: there is nothing to score")
+    if prepend_eod:
+        rows = [np.concatenate([[EOD], row]) for row in rows]
+    scores: list[Score | None] = [None] * len(rows)
+    for members in batches_of_equal_length([len(row) for row in rows], max_tokens=max_tokens, chunk=chunk):
+        log_probs_BL = token_log_probs(model, [rows[member] for member in members], chunk=chunk)
+        sums_B = log_probs_BL.sum(axis=1, dtype=np.float64)
+        for place, member in enumerate(members):
+            scores[member] = Score(
+                length=len(rows[member]) - prepend_eod,
+                num_scored=log_probs_BL.shape[1],
+                log_likelihood=float(sums_B[place]),
+                log_probs=log_probs_BL[place] if per_token else None,
+            )
+    return [one for one in scores if one is not None]
+
+
+def batches_of_equal_length(lengths: Sequence[int], *, max_tokens: int, chunk: int) -> list[list[int]]:
+    """Group the indices of equal lengths, each group small enough that a chunk of it holds at most `max_tokens`."""
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    groups = []
+    for length, members in by_length.items():
+        size = max(1, max_tokens // min(length, chunk))
+        groups += [members[first : first + size] for first in range(0, len(members), size)]
+    return groups
+
+
+@torch.inference_mode()
+def token_log_probs(
+    model: StripedHyena2, rows: Sequence[NDArray[np.int64]], *, chunk: int = 8192
+) -> NDArray[np.float32]:
+    """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32."""
+    ids_BL = to_batch(rows, model.embedding.weight.device)
+    parts: list[Tensor] = []
+    state = None
+    for start in range(0, ids_BL.shape[1] - 1, chunk):
+        stop = min(start + chunk, ids_BL.shape[1] - 1)
+        logits_BLV, state = model(ids_BL[:, start:stop], state)
+        parts.append(log_probs_of(logits_BLV, ids_BL[:, start + 1 : stop + 1]).cpu())
+    if not parts:
+        return np.zeros((len(rows), 0), dtype=np.float32)
+    return torch.cat(parts, dim=1).numpy()
+
+
+def log_probs_of(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+    """Return the log-probability of each target under its logits [B, L], float32 whatever the logits' dtype."""
+    wide_BLV = logits_BLV.float()
+    chosen_BL = wide_BLV.gather(-1, targets_BL[..., None])[..., 0]
+    return chosen_BL - torch.logsumexp(wide_BLV, dim=-1)

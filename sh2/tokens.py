@@ -1,0 +1,38 @@
+"""Token ids as the model room takes them: bytes, text or integers; one byte is one token."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+
+EOD = 0  # between documents; also what stands before the first base of one
+PAD = 1
+
+Tokens = str | bytes | Sequence[int] | NDArray[np.integer] | Tensor
+
+
+def as_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int64]:
+    """Return token ids [L], int64.
+
+    Raises:
+        Sh2Error: an id is negative or not below `vocab_size`, or the tokens have more than one axis.
+    """
+    if isinstance(tokens, str):
+        tokens = tokens.encode()
+    if isinstance(tokens, bytes):
+        return np.frombuffer(tokens, dtype=np.uint8).astype(np.int64)
+    ids = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise Sh2Error(f"tokens must be one row of whole numbers, not {ids.dtype} of shape {list(ids.shape)}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise Sh2Error(f"token ids must lie in 0..{vocab_size - 1}, not {ids.min()}..{ids.max()}")
+    return ids.astype(np.int64)
+
+
+def to_batch(rows: Sequence[NDArray[np.int64]], device: torch.device) -> Tensor:
+    """Stack rows of equal length: ids_BL, int64, on `device`."""
+    return torch.from_numpy(np.stack(rows)).to(device)
