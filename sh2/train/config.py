@@ -79,6 +79,8 @@ class TrainConfig:
         self._check_at_least(2, "length")
         self._check_at_least(0, "seed", "valid_every", "valid_windows", "save_every", "threads")
         self._check_at_least(0, "weight_decay", "clip", "lower_case_weight")
+        if not isinstance(self.precision, Precision):
+            raise Sh2Error(f"train field `precision` must be a Precision, not {self.precision!r}")
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise Sh2Error(f"train field `{name}` must be above 0, not {getattr(self, name)}")
