@@ -4,7 +4,7 @@ Nothing here writes to stdout, which is for data. `rich` is imported when a bar 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Bar(Protocol):
     """Shows how far something has come."""
 
+    live: bool  # redrawn in place, so that updating it often costs no lines
+
     def update(self, done: float, total: float | None = None, fields: Mapping[str, str] | None = None) -> None:
         """Show that `done` of `total` is done, with some named values beside it."""
 
@@ -24,33 +26,52 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress_bar(label: str, *, total: float | None = None, every_seconds: float = 10.0) -> Iterator[Bar]:
+def progress_bar(
+    label: str, *, total: float | None = None, start: float = 0, every_seconds: float = 10.0
+) -> Iterator[Bar]:
     """Show the progress of one task on stderr while the block runs.
 
     Args:
         label: what is done, in one or two words.
         total: how much there is to do, if it is known already.
+        start: how much of it was done before.
         every_seconds: least time between two plain lines, where stderr is no terminal; 0 prints every update.
     """
     if not sys.stderr.isatty():
-        yield PlainBar(label, total=total, every_seconds=every_seconds, stream=sys.stderr)
+        yield PlainBar(label, total=total, start=start, every_seconds=every_seconds, stream=sys.stderr)
         return
     with _live_display() as display:
-        yield _LiveBar(display, label, total)
+        yield _LiveBar(display, label, total=total, start=start)
+
+
+@contextmanager
+def counter(label: str, *, total: float, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Show a count on stderr while the block runs; yields what to call with every increase."""
+    with progress_bar(f"{label} {unit}".strip(), total=total) as bar:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            bar.update(done)
+
+        yield advance
 
 
 class PlainBar:
     """Lines such as `train 120/500 (24%), loss 1.31, 00:41 left`."""
 
-    def __init__(self, label: str, *, total: float | None, every_seconds: float, stream: TextIO) -> None:
-        self._label, self._total, self._every, self._stream = label, total, every_seconds, stream
+    live = False
+
+    def __init__(
+        self, label: str, *, total: float | None, every_seconds: float, stream: TextIO, start: float = 0
+    ) -> None:
+        self._label, self._total, self._every, self._stream, self._start = label, total, every_seconds, stream, start
         self._began = monotonic()
-        self._first: float | None = None
         self._printed = self._began if every_seconds else -1.0
 
     def update(self, done: float, total: float | None = None, fields: Mapping[str, str] | None = None) -> None:
         self._total = self._total if total is None else total
-        self._first = done if self._first is None else self._first
         now = monotonic()
         finished = self._total is not None and done >= self._total
         if not finished and self._every and now - self._printed < self._every:
@@ -69,7 +90,7 @@ class PlainBar:
         return f"{self._label} {done:,.0f}/{self._total:,.0f} ({done / self._total:.0%})"
 
     def _left(self, done: float, now: float) -> list[str]:
-        progress = done - (self._first or 0)
+        progress = done - self._start
         if not self._total or progress <= 0 or done >= self._total:
             return []
         return [f"{duration((now - self._began) / progress * (self._total - done))} left"]
@@ -78,9 +99,11 @@ class PlainBar:
 class _LiveBar:
     """A bar of `rich`; values are redrawn in place."""
 
-    def __init__(self, display: "Progress", label: str, total: float | None) -> None:
+    live = True
+
+    def __init__(self, display: "Progress", label: str, *, total: float | None, start: float) -> None:
         self._display = display
-        self._task = display.add_task(label, total=total, values="")
+        self._task = display.add_task(label, total=total, completed=start, values="")  # type: ignore[arg-type]
 
     def update(self, done: float, total: float | None = None, fields: Mapping[str, str] | None = None) -> None:
         if total is not None:

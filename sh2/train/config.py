@@ -124,7 +124,7 @@ class TrainConfig:
             raise Sh2Error(f"train field `{missing[0]}` is missing").hint(
                 f"give `--{missing[0]}`, or `{missing[0]} = ...` under [train] in the configuration file"
             )
-        return cls(**{key: _read("train", key, known[key], value) for key, value in values.items()})
+        return cls(**{key: read_value("train", key, known[key], value) for key, value in values.items()})
 
 
 def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
@@ -138,7 +138,7 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
     known = get_type_hints(ModelConfig)
     for key, value in values.items():
         check_known(key, known, table="model")
-        values[key] = _read("model", key, known[key], value)
+        values[key] = read_value("model", key, known[key], value)
     base = {} if name is None else preset(_text("model field `preset`", name)).to_dict()
     return ModelConfig.from_dict({**base, **values})
 
@@ -233,7 +233,11 @@ _READERS: Mapping[Any, Callable[[str, object], Any]] = MappingProxyType(
 )
 
 
-def _read(table: str, key: str, kind: object, value: object) -> Any:
-    """Check the type of one value; kinds without a reader are checked by the class they go to."""
+def read_value(table: str, key: str, kind: object, value: object) -> Any:
+    """Check the type of one value of a table; a kind that has no reader here is left to the class it goes to.
+
+    Raises:
+        Sh2Error: the value has another type.
+    """
     reader = _READERS.get(kind)
     return value if reader is None else reader(f"{table} field `{key}`", value)

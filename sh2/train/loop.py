@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class Trainer:
             rows = slice(first, first + config.batch_size)
             micro = micro_batch_sums(model, batch, rows, config, self._device)
             loss = micro.weighted_nats * scale
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             sums += torch.stack([loss.detach().double(), micro.base_nats.double(), micro.bases.double()])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
         lr = learning_rate(self._step, config)
@@ -273,13 +273,14 @@ def _due(step: int, every: int) -> bool:
 def _reproducible(config: TrainConfig) -> Iterator[None]:
     """Ask torch for the same bits every time; on the CPU only, where it costs nothing."""
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before or config.device == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     torch.set_num_threads(config.threads or threads)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
         torch.set_num_threads(threads)

@@ -98,9 +98,7 @@ def test_hyena_se_feed_forward_has_roles_too():
 
 
 def test_a_parameter_of_unknown_role_is_refused():
-    with pytest.raises(
-        Sh2Error, match="parameter `blocks.0.mixer.gain` has no role: it is not known whether it decays"
-    ):
+    with pytest.raises(Sh2Error, match=r"parameter `blocks\.0\.mixer\.gain` has no role"):
         role_of("blocks.0.mixer.gain")
 
 

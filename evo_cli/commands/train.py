@@ -1,0 +1,136 @@
+"""`evo train`: from sequences, or a token store, to a model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _flag(name: str, text: str) -> Any:
+    return typer.Option(name, help=text, show_default=False)
+
+
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[INPUT]...", help="FASTA, GenBank or EMBL files, or one token store (.h5).", show_default=False
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")]
+Preset = Annotated[str | None, _flag("--preset", "Shape of the model; `evo models` lists them.")]
+Config = Annotated[Path | None, _flag("--config", "TOML file with [model], [train] and [data]; flags win over it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of RUN.")]
+TensorBoardFlag = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write TensorBoard events to RUN/tensorboard.")
+]
+
+# the fields of TrainConfig, each with its default in brackets
+Steps = Annotated[int | None, _flag("--steps", "Updates in the whole run.")]
+BatchSize = Annotated[int | None, _flag("--batch-size", "Windows in one forward pass. [8]")]
+Accumulation = Annotated[int | None, _flag("--accumulation", "Forward passes an update. [1]")]
+Length = Annotated[int | None, _flag("--length", "Length of a window in bp. [1024]")]
+Lr = Annotated[float | None, _flag("--lr", "Learning rate at the end of the warm-up. [0.001]")]
+MinLrFraction = Annotated[float | None, _flag("--min-lr-fraction", "Last learning rate, as a part of --lr. [0.1]")]
+WarmupFraction = Annotated[float | None, _flag("--warmup-fraction", "Part of the steps that is warm-up. [0.05]")]
+Betas = Annotated[tuple[float, float] | None, _flag("--betas", "Decay rates of AdamW's two averages. [0.9 0.95]")]
+Eps = Annotated[float | None, _flag("--eps", "Added to the denominator of AdamW. [1e-08]")]
+WeightDecay = Annotated[
+    float | None, _flag("--weight-decay", "Decay of the linear layers' matrices, of nothing else. [0.1]")
+]
+Clip = Annotated[float | None, _flag("--clip", "Largest global norm of the gradient, 0 for any. [1.0]")]
+PrecisionFlag = Annotated[
+    str | None, _flag("--precision", "bf16 or fp32; weights are fp32. [bf16 on a GPU, else fp32]")
+]
+Seed = Annotated[int | None, _flag("--seed", "Decides the first weights and the order of windows. [0]")]
+ValidEvery = Annotated[int | None, _flag("--valid-every", "Steps between validations, 0 for one at the end. [100]")]
+ValidWindows = Annotated[int | None, _flag("--valid-windows", "Held-out windows that a validation scores. [64]")]
+SaveEvery = Annotated[int | None, _flag("--save-every", "Steps between checkpoints, 0 for one at the end. [100]")]
+KeepLast = Annotated[int | None, _flag("--keep-last", "Checkpoints kept besides the best. [2]")]
+LogEvery = Annotated[int | None, _flag("--log-every", "Steps between lines of progress. [10]")]
+ResetDocuments = Annotated[
+    bool | None, _flag("--reset-documents/--no-reset-documents", "Start every record from an empty state. [no]")
+]
+LowerCaseWeight = Annotated[
+    float | None, _flag("--lower-case-weight", "Weight of a soft-masked base in the loss. [0.1]")
+]
+ReverseComplement = Annotated[
+    bool | None, _flag("--reverse-complement/--no-reverse-complement", "Also read the other strand. [yes]")
+]
+Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
+Threads = Annotated[int | None, _flag("--threads", "CPU threads. [as many as torch finds]")]
+
+
+def train(
+    ctx: typer.Context,
+    output: Output,
+    inputs: Inputs = None,
+    preset: Preset = None,
+    config: Config = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    accumulation: Accumulation = None,
+    length: Length = None,
+    lr: Lr = None,
+    min_lr_fraction: MinLrFraction = None,
+    warmup_fraction: WarmupFraction = None,
+    betas: Betas = None,
+    eps: Eps = None,
+    weight_decay: WeightDecay = None,
+    clip: Clip = None,
+    precision: PrecisionFlag = None,
+    seed: Seed = None,
+    reset_documents: ResetDocuments = None,
+    lower_case_weight: LowerCaseWeight = None,
+    reverse_complement: ReverseComplement = None,
+    valid_every: ValidEvery = None,
+    valid_windows: ValidWindows = None,
+    save_every: SaveEvery = None,
+    keep_last: KeepLast = None,
+    log_every: LogEvery = None,
+    device: Device = None,
+    threads: Threads = None,
+    tensorboard: TensorBoardFlag = False,
+) -> None:
+    """Train a model on DNA: the model is RUN/model, the curve RUN/loss.png.
+
+    Sequences are prepared on their own into RUN/data.h5. A run that was stopped, even by a kill, goes on with
+    `--resume`; on a CPU its numbers are then the same, byte for byte, as if it had never stopped. SIGTERM and Ctrl-C
+    save and end it.
+
+    Examples:
+
+      evo train genome.fa.gz --preset nano --steps 500 -o run/
+
+      evo train -o run/ --resume
+
+      evo prepare genomes/ -o store.h5 && evo train store.h5 --preset 25m --steps 5000 --length 8192 -o run/
+
+      evo train genome.fa --config run/config.toml --lr 3e-4 -o other/
+
+    A configuration file has the same fields; RUN/config.toml is a complete one:
+
+      [model]
+      preset = "nano"
+      layout = "SML*SML"
+
+      [train]
+      steps = 500
+      batch_size = 16
+    """
+    from dataclasses import fields
+
+    from evo_cli.run_config import Flags
+    from evo_cli.training import train_run
+    from sh2.train.config import TrainConfig
+
+    given = {field.name: ctx.params[field.name] for field in fields(TrainConfig)}
+    flags = Flags(
+        preset=preset,
+        inputs=inputs or [],
+        train={name: value for name, value in given.items() if value is not None},
+    )
+    code = train_run(output, flags, config=config, resume=resume, tensorboard=tensorboard)
+    if code:
+        raise typer.Exit(code)
+    typer.echo(output / "model")

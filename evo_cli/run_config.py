@@ -1,0 +1,131 @@
+"""The configuration of a training run: a TOML file with [model], [train] and [data], and flags that win over it.
+
+Knows how the tables are merged and written; what their fields mean, the classes they go to know.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+from data.prepare import PrepareOptions
+from sh2.config import ModelConfig
+from sh2.errors import Sh2Error
+from sh2.train.config import TrainConfig, check_known, model_from_table, read_value
+
+_TABLES = ("model", "train", "data")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run, resolved: given back with `--config`, it says the same again."""
+
+    model: ModelConfig
+    train: TrainConfig
+    inputs: tuple[Path, ...]
+    prepare: PrepareOptions
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Check merged tables and build the run. The model's context is the length it is trained on.
+
+        Raises:
+            Sh2Error: a key is unknown or missing, or a value has the wrong type or is not allowed.
+        """
+        train = TrainConfig.from_dict(tables.get("train", {}))
+        if not tables.get("model"):
+            raise Sh2Error("no model is given").hint("give `--preset nano`, or a [model] table in the configuration")
+        data = dict(tables.get("data", {}))
+        inputs = data.pop("inputs", [])
+        if not isinstance(inputs, list) or not all(isinstance(path, str) for path in inputs):
+            raise Sh2Error(f"data field `inputs` must be a list of paths, not {inputs!r}")
+        return cls(
+            model=replace(model_from_table(tables["model"]), context=train.length),
+            train=train,
+            inputs=tuple(Path(path) for path in inputs),
+            prepare=_prepare_options(data),
+        )
+
+    def to_toml(self) -> str:
+        """Write every field, defaults included; what is None is left out."""
+        prepare = {key.name: getattr(self.prepare, key.name) for key in fields(self.prepare)}
+        tables = {
+            "model": self.model.to_dict(),
+            "train": self.train.to_dict(),
+            "data": {"inputs": [str(path) for path in self.inputs], **prepare},
+        }
+        return "\n".join(
+            "".join(
+                [f"[{name}]\n", *(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)]
+            )
+            for name, table in tables.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """What the command line gave; an empty field was not given."""
+
+    preset: str | None = None
+    inputs: list[Path] = field(default_factory=list)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+def read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a configuration file.
+
+    Raises:
+        Sh2Error: it is not TOML, or has something beside the three tables.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Sh2Error(f"{path}: not TOML: {error}") from None
+    for key, value in content.items():
+        check_known(key, dict.fromkeys(_TABLES), table="configuration")
+        if not isinstance(value, dict):
+            raise Sh2Error(f"{path}: `{key}` must be a table, [{key}]")
+    return content
+
+
+def merge(*layers: Mapping[str, Mapping[str, Any]], flags: Flags) -> dict[str, dict[str, Any]]:
+    """Put layers of tables over one another, the last one and then the flags winning.
+
+    Fields of [train] and [data] win one by one; a [model] table, or a preset, replaces the model as a whole.
+    """
+    merged: dict[str, dict[str, Any]] = {name: {} for name in _TABLES}
+    for layer in layers:
+        merged["train"] |= layer.get("train", {})
+        merged["data"] |= layer.get("data", {})
+        merged["model"] = dict(layer.get("model") or merged["model"])
+    if flags.preset is not None:
+        merged["model"] = {"preset": flags.preset}
+    if flags.inputs:
+        merged["data"]["inputs"] = [str(path.absolute()) for path in flags.inputs]
+    merged["train"] |= flags.train
+    return merged
+
+
+def _prepare_options(table: Mapping[str, Any]) -> PrepareOptions:
+    known = {key.name: get_type_hints(PrepareOptions)[key.name] for key in fields(PrepareOptions)}
+    values = {}
+    for key, value in table.items():
+        check_known(key, {"inputs": list, **known}, table="data")
+        read = read_value("data", key, known[key], value)
+        values[key] = Path(read) if known[key] in (Path, Path | None) else read
+    return PrepareOptions(**values)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False)

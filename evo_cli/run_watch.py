@@ -1,0 +1,84 @@
+"""Who watches a training run: the bar on stderr, and the signals that ask it to stop."""
+
+import signal
+from types import FrameType
+from typing import Self
+
+from evo_cli.progress import Bar
+from sh2.train.loop import Observer
+from sh2.train.records import SpeedRecord, StepRecord
+
+
+class BarObserver:
+    """Shows the training loop on a bar: every step where it is live, every `log_every` steps where it is lines."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._record: StepRecord | None = None
+        self._speed = ""
+
+    def step(self, record: StepRecord) -> None:
+        self._record = record
+        if self._bar.live:
+            self._update()
+        if record.valid_bits_per_base is not None:
+            self._bar.note(f"step {record.step}: validation {record.valid_bits_per_base:.4f} bits per base")
+
+    def speed(self, record: SpeedRecord) -> None:
+        self._speed = f"{record.tokens_per_second:,.0f}"
+        self._update()
+
+    def note(self, text: str) -> None:
+        self._bar.note(text)
+
+    def _update(self) -> None:
+        if (record := self._record) is not None:
+            bits = "-" if record.bits_per_base is None else f"{record.bits_per_base:.4f}"
+            values = {"loss": f"{record.loss:.4f}", "bits/base": bits, "tokens/s": self._speed or "-"}
+            self._bar.update(record.step, fields=values)
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    def step(self, record: StepRecord) -> None:
+        for observer in self._observers:
+            observer.step(record)
+
+    def speed(self, record: SpeedRecord) -> None:
+        for observer in self._observers:
+            observer.speed(record)
+
+    def note(self, text: str) -> None:
+        for observer in self._observers:
+            observer.note(text)
+
+
+class StopSignals:
+    """Turns the first SIGTERM or Ctrl-C into a wish to stop after the step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop(self) -> bool:
+        """Whether a signal has come."""
+        return self.received is not None
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
