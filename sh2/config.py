@@ -112,7 +112,9 @@ class ModelConfig:
             if self.width % getattr(self, divisor):
                 raise Sh2Error(f"width {self.width} is not a multiple of {divisor} {getattr(self, divisor)}")
         if self.num_heads % self.queries_per_kv_head:
-            raise Sh2Error(f"{self.num_heads=} is not a multiple of {self.queries_per_kv_head=}")
+            raise Sh2Error(
+                f"num_heads {self.num_heads} is not a multiple of queries_per_kv_head {self.queries_per_kv_head}"
+            )
         if self.head_dim % 2:
             raise Sh2Error(f"a head has {self.head_dim} channels; rotary embedding needs an even number")
 

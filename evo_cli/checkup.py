@@ -1,0 +1,158 @@
+"""The findings of `evo doctor`: what is on this machine, what is missing, and how to mend it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+_GIB = 2**30
+_NEEDED = ("torch", "numpy", "h5py", "pyfaidx", "biopython", "pysam", "safetensors", "huggingface_hub", "matplotlib")
+_OPTIONAL = {"tensorboard": "TensorBoard logs in `evo train`"}
+_LEAST_FREE = 5 * _GIB
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    text: str
+    mend: str = ""
+
+
+def check_machine() -> Iterator[Finding]:
+    """Look at everything, in the order a reader would."""
+    yield Finding(level=Level.OK, subject="python", text=f"{platform.python_version()} on {platform.platform()}")
+    yield from _packages()
+    yield from _kernels_package()
+    memory = _memory_bytes()
+    yield Finding(level=Level.OK, subject="cpu", text=f"{os.cpu_count()} cores, {memory / _GIB:.0f} GiB of memory")
+    yield from _triton()
+    gpus = list(_gpus())
+    yield from gpus
+    yield from _models(memory)
+    yield from _disk()
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    yield Finding(
+        level=Level.NOTE if offline else Level.OK,
+        subject="hub",
+        text="HF_HUB_OFFLINE is set: models come from the cache only" if offline else "downloads are allowed",
+    )
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _NEEDED:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(level=Level.PROBLEM, subject=name, text="not installed", mend=f"pip install {name}")
+        else:
+            yield Finding(level=Level.OK, subject=name, text=version)
+    for name, use in _OPTIONAL.items():
+        try:
+            yield Finding(level=Level.OK, subject=name, text=importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(
+                level=Level.NOTE, subject=name, text=f"not installed: no {use}", mend=f"pip install evo-sh2[{name}]"
+            )
+
+
+def _kernels_package() -> Iterator[Finding]:
+    """Another package called `kernels` on PyPI would be imported in place of ours, or ours in place of it."""
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield Finding(
+        level=Level.PROBLEM,
+        subject="kernels",
+        text=f"the PyPI package `kernels` {version} is installed; it and ours have one import name",
+        mend=f"{sys.executable} -m pip uninstall kernels, or use a virtual environment of its own",
+    )
+
+
+def _triton() -> Iterator[Finding]:
+    try:
+        yield Finding(level=Level.OK, subject="triton", text=importlib.metadata.version("triton"))
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(level=Level.NOTE, subject="triton", text="not installed: operators run in plain torch")
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi") is None:
+            yield Finding(level=Level.NOTE, subject="gpu", text="no NVIDIA GPU: everything runs on the CPU")
+            return
+        yield Finding(
+            level=Level.PROBLEM,
+            subject="gpu",
+            text=f"the driver is there but torch {torch.__version__} cannot use the GPU",
+            mend="install the CUDA build of torch that fits the driver (pip install torch), and look at nvidia-smi",
+        )
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"{device.major}.{device.minor}"
+        text = f"{device.name}, {device.total_memory / _GIB:.0f} GiB, compute capability {capability}"
+        yield Finding(
+            level=Level.OK if device.major >= 8 else Level.NOTE,
+            subject=f"cuda:{index}",
+            text=text if device.major >= 8 else f"{text}: no bf16 units, use --precision fp32",
+        )
+
+
+def _models(memory: int) -> Iterator[Finding]:
+    """Which published models fit, at which precision, on the largest device here."""
+    import torch
+
+    from sh2.accounting import weight_bytes
+    from sh2.presets import PUBLISHED
+
+    on_gpu = torch.cuda.is_available()
+    room = max(
+        (torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=memory
+    )
+    precision = "bf16" if on_gpu else "fp32"
+    # a quarter of the room is left for states, activations and the rest of the machine
+    fitting = [name for name, config in PUBLISHED.items() if weight_bytes(config, precision) < 0.75 * room]
+    where = "GPU" if on_gpu else "CPU"
+    yield Finding(
+        level=Level.OK,
+        subject="models",
+        text=f"weights that fit the {where} in {precision}: {', '.join(fitting) or 'none of the published ones'}",
+    )
+
+
+def _disk() -> Iterator[Finding]:
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    for subject, path in (("model cache", cache), ("temporary files", Path(tempfile.gettempdir()))):
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        few = free < _LEAST_FREE
+        yield Finding(
+            level=Level.NOTE if few else Level.OK,
+            subject=subject,
+            text=f"{path}, {free / _GIB:.0f} GiB free",
+            mend="set HF_HOME or TMPDIR to a larger disk" if few else "",
+        )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

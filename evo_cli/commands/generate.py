@@ -1,0 +1,107 @@
+"""`evo generate`: prompts in, FASTA out."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+
+
+class Alphabet(StrEnum):
+    """Which tokens may be sampled."""
+
+    DNA = "dna"
+    ANY = "any"
+
+
+def generate(
+    model: ModelOption,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="A prompt, as text.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="FASTA", help="A FASTA file of prompts; `-` is stdin.")
+    ] = None,
+    length: Annotated[int, typer.Option("--length", "-n", min=1, help="New bases of each sample, at most.")] = 1000,
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0, help="0 takes the likeliest.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Keep the likeliest that reach this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same samples.")] = 0,
+    alphabet: Annotated[Alphabet, typer.Option("--alphabet", help="dna samples A, C, G and T only.")] = Alphabet.DNA,
+    stop_at_eod: Annotated[
+        bool, typer.Option("--stop-at-eod/--no-stop-at-eod", help="End a sample where the model ends the document.")
+    ] = True,
+    include_prompt: Annotated[bool, typer.Option("--include-prompt", help="Put the prompt in front.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="FASTA file; stdout if not given.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+) -> None:
+    """Generate sequences that continue prompts, as FASTA.
+
+    A prompt comes from --prompt, from a FASTA file or from stdin; an empty one (`--prompt ""`) starts from nothing.
+    Prompts of any lengths run together, and a sample depends only on its prompt, the seed and its own number. Headers
+    hold the settings and the mean log-likelihood a base under the model.
+
+    \b
+    Examples:
+      evo generate --model run/model --prompt ACGTTGCA --length 500 --seed 1
+      evo generate --model run/model --prompts starts.fa --samples 4 --temperature 0.8 --top-k 4 -o new.fa
+      zcat genome.fa.gz | head -20 | evo generate --model run/model --prompts - --length 100
+    """
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give either --prompt TEXT or --prompts FASTA", param_hint="--prompt")
+    if not 0 < top_p <= 1:
+        raise typer.BadParameter("must lie above 0 and up to 1", param_hint="--top-p")
+    from data.errors import DataError
+    from data.reader import read_records
+    from data.sequence import to_upper_dna
+    from data.tokenizer import decode
+    from evo_cli.inference import load_model
+    from evo_cli.output import open_output
+    from evo_cli.progress import progress_bar
+    from sh2.generation import generate as sample
+
+    if prompts is None:
+        # a typed prompt is taken as it is: it may hold a tag, whose case means something
+        names, texts = ["sample"], [(prompt or "").encode()]
+    else:
+        records = list(read_records(prompts))
+        if not records:
+            raise DataError(f"{prompts}: no record to use as a prompt")
+        names, texts = [record.name or "unnamed" for record in records], [to_upper_dna(r.sequence) for r in records]
+    loaded = load_model(model, device, precision)
+    total, done = length * samples * len(texts), 0
+    with progress_bar("generate", total=total) as bar:
+
+        def advance(bases: int) -> None:
+            nonlocal done
+            done += bases
+            bar.update(done)
+
+        results = sample(
+            loaded,
+            texts,
+            length=length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            alphabet="ACGT" if alphabet is Alphabet.DNA else None,
+            stop_at_eod=stop_at_eod,
+            samples=samples,
+            seed=seed,
+            progress=advance,
+        )
+    with open_output(output) as stream:
+        for result in results:
+            text = decode(result.ids)
+            if include_prompt:
+                text = texts[result.prompt].decode("latin-1") + text
+            mean = f"{result.log_probs.mean():.4f}" if result.log_probs.size else "NA"
+            stream.write(
+                f">{names[result.prompt]}_{result.sample + 1} length={len(result.ids)} mean_log_likelihood={mean} "
+                f"seed={seed} temperature={temperature:g} top_k={top_k} top_p={top_p:g} "
+                f"end={'eod' if result.stopped else 'length'}\n"
+            )
+            for start in range(0, len(text), 80):
+                stream.write(text[start : start + 80] + "\n")

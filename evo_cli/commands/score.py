@@ -1,0 +1,177 @@
+"""`evo score`: log-likelihoods of sequences, and of variants against a reference."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sh2.model import StripedHyena2
+
+
+class Strand(StrEnum):
+    """Which strands of a variant's window are scored."""
+
+    BOTH = "both"
+    FORWARD = "forward"
+
+
+_VARIANT_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
+
+
+def score(
+    input: Annotated[str, typer.Argument(help="FASTA or GenBank, or VCF/BCF with --reference; `-` is stdin.")],
+    model: ModelOption,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", "-r", help="FASTA of the genome that the variants lie on.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="TSV file; stdout if not given.")] = None,
+    per_base: Annotated[
+        Path | None, typer.Option("--per-base", help="Also write each base's log-probability to this TSV file.")
+    ] = None,
+    window: Annotated[int, typer.Option("--window", min=2, help="Bases around a variant, at most.")] = 8192,
+    strand: Annotated[Strand, typer.Option("--strand", help="Strands of a variant's window to score.")] = Strand.BOTH,
+    prepend_eod: Annotated[
+        bool, typer.Option("--prepend-eod", help="Start a sequence as a document, so its first base is scored too.")
+    ] = False,
+    keep_case: Annotated[
+        bool, typer.Option("--keep-case", help="Score soft-masked bases as lower case instead of upper-casing them.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")] = 65536,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+) -> None:
+    """Score sequences, or variants against a reference, as TSV.
+
+    Sequences: one row a record, in order, with the columns
+    record, length, log_likelihood, mean_log_likelihood, bits_per_base.
+    The first base has no prediction and is not counted, unless --prepend-eod.
+
+    Variants: one row an ALT allele, in order, with the columns
+    chrom, pos, id, ref, alt, status, delta, delta_fwd, delta_rev, ref_ll, alt_ll, window_start, window_length, offset.
+    delta is the log-likelihood of the window with ALT minus that with REF, the mean of both strands: negative means
+    that the model finds ALT less likely. status is ok, or why there is no score (then NA). Windows are centred on the
+    variant, shifted at contig ends, never padded; window_start is 0-based.
+
+    \b
+    Examples:
+      evo score genes.fa --model run/model > scores.tsv
+      evo score variants.vcf.gz --reference genome.fa --model run/model -o deltas.tsv
+      evo score genome.fa --model run/model --per-base bases.tsv
+    """
+    from evo_cli.inference import load_model
+
+    if reference is None and input.lower().endswith(_VARIANT_SUFFIXES):
+        raise typer.BadParameter(f"{input} holds variants: give the genome they lie on", param_hint="--reference")
+    if reference is None:
+        sequences(
+            input,
+            lambda: load_model(model, device, precision),
+            output=output,
+            per_base=per_base,
+            prepend_eod=prepend_eod,
+            keep_case=keep_case,
+            max_tokens=max_tokens,
+        )
+        return
+    if per_base is not None or prepend_eod or keep_case:
+        raise typer.BadParameter(
+            "is for sequences, not for variants", param_hint="--per-base/--prepend-eod/--keep-case"
+        )
+    variants(
+        input,
+        reference,
+        lambda: load_model(model, device, precision),
+        output=output,
+        window=window,
+        both_strands=strand is Strand.BOTH,
+        max_tokens=max_tokens,
+    )
+
+
+def variants(
+    path: str,
+    reference_path: Path,
+    load: "Callable[[], StripedHyena2]",
+    *,
+    output: Path | None,
+    window: int,
+    both_strands: bool,
+    max_tokens: int,
+) -> None:
+    """Write one row an allele, and say on stderr how many were scored and why the others were not."""
+    from collections import Counter
+
+    from data.reference import Reference
+    from data.vcf import read_vcf
+    from evo_cli.inference import say
+    from evo_cli.output import open_output
+    from evo_cli.progress import progress_bar
+    from evo_cli.variant_scores import COLUMNS, score_alleles
+
+    reference = Reference(reference_path)
+    alleles = read_vcf(Path(path))
+    model = load()
+    statuses: Counter[str] = Counter()
+    with open_output(output) as stream, progress_bar("score") as bar:
+        stream.write("\t".join(COLUMNS) + "\n")
+        for result in score_alleles(
+            model, alleles, reference, window=window, both_strands=both_strands, max_tokens=max_tokens
+        ):
+            stream.write("\t".join(result.row()) + "\n")
+            statuses[str(result.window.status)] += 1
+            bar.update(statuses.total(), fields={"scored": f"{statuses['ok']:,}"})
+    counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "none"
+    say(f"{statuses.total():,} alleles: {counts}")
+
+
+def sequences(
+    path: str,
+    load: "Callable[[], StripedHyena2]",
+    *,
+    output: Path | None,
+    per_base: Path | None,
+    prepend_eod: bool,
+    keep_case: bool,
+    max_tokens: int,
+) -> None:
+    """Write one row a record and, if asked for, one a base."""
+    from contextlib import ExitStack
+
+    from data.reader import read_records
+    from evo_cli.inference import say
+    from evo_cli.output import open_output
+    from evo_cli.progress import progress_bar
+    from evo_cli.sequence_scores import BASE_COLUMNS, COLUMNS, score_records
+
+    records = read_records(path)
+    model = load()
+    lower = bases = 0
+    with ExitStack() as stack:
+        stream = stack.enter_context(open_output(output))
+        base_stream = stack.enter_context(open_output(per_base)) if per_base else None
+        bar = stack.enter_context(progress_bar("score"))
+        stream.write("\t".join(COLUMNS) + "\n")
+        if base_stream:
+            base_stream.write("\t".join(BASE_COLUMNS) + "\n")
+        for result in score_records(
+            model,
+            records,
+            prepend_eod=prepend_eod,
+            keep_case=keep_case,
+            per_base=base_stream is not None,
+            max_tokens=max_tokens,
+        ):
+            stream.write("\t".join(result.row()) + "\n")
+            if base_stream:
+                base_stream.writelines("\t".join(row) + "\n" for row in result.base_rows())
+            bases += len(result.text)
+            lower += result.record.sequence != result.record.sequence.upper()
+            bar.update(bases)
+    if lower and not keep_case:
+        say(f"{lower:,} records hold lower-case (soft-masked) bases: scored as upper case (--keep-case keeps them)")

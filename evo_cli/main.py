@@ -1,0 +1,85 @@
+"""The `evo` command: assembles the commands and turns the users' mistakes into one line on stderr."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from data.errors import DataError
+from evo_cli.commands.convert import convert
+from evo_cli.commands.doctor import doctor
+from evo_cli.commands.generate import generate
+from evo_cli.commands.models import models
+from evo_cli.commands.prepare import prepare
+from evo_cli.commands.score import score
+from evo_cli.commands.train import train
+from sh2.errors import Sh2Error
+
+_INTERRUPTED = 130
+
+
+class EvoGroup(TyperGroup):
+    """A group whose commands end a user's mistake with `error:` and `hint:` lines, never with a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (DataError, Sh2Error, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            typer.secho(f"error: {_sentence(error)}", fg="red", err=True)
+            for note in getattr(error, "__notes__", []):
+                typer.secho(f"hint: {note}", fg="cyan", err=True)
+            raise typer.Exit(1) from error
+        except BrokenPipeError:
+            # the reader of our stdout went away (`evo score ... | head`): nothing is wrong
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            typer.secho("interrupted", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}"
+    return str(error)
+
+
+app = typer.Typer(
+    name="evo",
+    cls=EvoGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"evo {version('evo-sh2')}")
+        raise typer.Exit
+
+
+@app.callback()
+def evo(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train, score and generate DNA with StripedHyena 2, the architecture of the Evo 2 genome models.
+
+    Data goes to stdout, talk to stderr. Exit codes: 0 done, 1 bad data, 2 bad command line, 130 Ctrl-C.
+    """
+
+
+for command in (prepare, train, score, generate, convert, models, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
