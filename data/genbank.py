@@ -50,7 +50,7 @@ GENBANK = Dialect(
 EMBL = Dialect(
     name="embl",
     start=b"ID   ",
-    features=(b"FH   ", b"FT   ", b"CO   ", b"XX   FEATURE"),
+    features=(b"FH   ", b"FT   ", b"CO   "),
     sequence=b"SQ   ",
     length=re.compile(rb"\s(\d+) (?:BP|AA)\."),
     closing="SQ   Sequence 0 BP;\n//\n",
@@ -132,8 +132,8 @@ def _read_head(first: bytes, stream: Iterator[bytes], lines: _Lines, dialect: Di
         if line.startswith(dialect.sequence):
             return b"\n".join(head)
         if line.startswith(b"//"):
-            message = f"record {first.split()[1].decode('ascii', 'replace')!r} has no sequence"
-            raise lines.error(message, at=start).hint(dialect.advice)
+            name = first.removeprefix(dialect.start).decode("ascii", "replace").partition(";")[0].split()[:1]
+            raise lines.error(f"record {''.join(name)!r} has no sequence", at=start).hint(dialect.advice)
         in_head = in_head and not line.startswith(dialect.features)
         if in_head:
             head.append(line)
@@ -150,7 +150,8 @@ def _parse_head(head: bytes, line: int, lines: _Lines, dialect: Dialect) -> Head
             warnings.simplefilter("ignore", BiopythonWarning)
             record = next(SeqIO.parse(io.StringIO(text), dialect.name))
     except Exception as error:  # Biopython's parsers raise nearly anything for a malformed head
-        raise lines.error(f"Biopython cannot read this {dialect.name} record: {error or type(error).__name__}", at=line)
+        reason = str(error) or type(error).__name__
+        raise lines.error(f"Biopython cannot read this {dialect.name} record: {reason}", at=line) from error
     description = "" if record.description == "<unknown description>" else " ".join(record.description.split())
     return Header(name=record.id, description=description, line=line)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data.errors import DataError
 from data.sequence import ALLOWED_TEXT, ALPHABET
 
-_PLAIN_BASES = b"ACGT"
+_UPPER_BASES, _LOWER_BASES = b"ACGT", b"acgt"
 _GAPS = b"-*.~"
 _PROTEIN_ONLY = b"EFIJLOPQXZefijlopqxz"
 
@@ -26,11 +26,13 @@ class Header:
 class Piece:
     """Bases of the current record, as they were written (case and U kept), all of them letters of the alphabet.
 
-    others: the letters of `bases` that are not A, C, G or T in upper case, in order (empty for most genomes).
+    lower: how many of them are a, c, g or t; codes: those that are no true bases (U and ambiguity codes), in order.
+    Both are nothing for most genomes, and what follows can then be skipped.
     """
 
     bases: bytes
-    others: bytes
+    lower: int
+    codes: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,15 +46,17 @@ class Record:
 
 def make_piece(text: bytes, ignored: bytes) -> Piece | None:
     """The bases of a text without the ignored bytes, or None when it holds a byte that is neither base nor ignored."""
-    others = text.translate(None, _PLAIN_BASES)
+    others = text.translate(None, _UPPER_BASES)
     if not others:
-        return Piece(bases=text, others=others)
-    strange = others.translate(None, ALPHABET)
+        return Piece(bases=text, lower=0, codes=b"")
+    codes = others.translate(None, _LOWER_BASES)
+    lower = len(others) - len(codes)
+    strange = codes.translate(None, ALPHABET)
     if not strange:
-        return Piece(bases=text, others=others)
+        return Piece(bases=text, lower=lower, codes=codes)
     if strange.translate(None, ignored):
         return None
-    return Piece(bases=text.translate(None, ignored), others=others.translate(None, ignored))
+    return Piece(bases=text.translate(None, ignored), lower=lower, codes=codes.translate(None, ignored))
 
 
 def letter_error(text: bytes, ignored: bytes, *, source: str, line: int, record: str) -> DataError:

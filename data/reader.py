@@ -1,6 +1,7 @@
 """Sequence files of any kind that evo reads, told apart by what they hold, never by their names.
 
-Knows which module reads which format and which names a folder is searched for; knows nothing of what becomes of records.
+Knows which module reads which format and which names a folder is searched for; knows nothing of what becomes of the
+records.
 """
 
 import os
@@ -35,7 +36,7 @@ def scan(source: Source, chunk: int = CHUNK) -> Iterator[Header | Piece]:
     Raises DataError, naming file and line, for what is none of them or not DNA.
     """
     head = source.head.lstrip()
-    if head.startswith(GENBANK.start) or _PREFACE in head:
+    if head.startswith(GENBANK.start) or (_PREFACE in head and head[:1] not in b">;"):
         return scan_flat_file(source.chunks(min(chunk, _FLAT_CHUNK)), source.name, GENBANK)
     if head.startswith(EMBL.start):
         return scan_flat_file(source.chunks(min(chunk, _FLAT_CHUNK)), source.name, EMBL)
