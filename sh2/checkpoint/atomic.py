@@ -1,0 +1,92 @@
+"""Files and folders that are complete or not there: written under another name, synced, then moved into place."""
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sh2.errors import Sh2Error
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a free name beside `path` to write a file or fill a folder under; at the end it takes the place of `path`.
+
+    An existing folder and the new one change places in one step where the system can (Linux), so that a kill at any
+    moment leaves the one or the other.
+
+    Raises:
+        Sh2Error: the disk is full, or the place cannot be written to.
+    """
+    path = path.absolute()
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        yield partial
+        _sync(partial)
+        _move(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise Sh2Error(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        _remove(partial)
+
+
+def _move(partial: Path, path: Path) -> None:
+    """Put `partial` where `path` is; what was there is removed, or changes places with it."""
+    if not path.is_dir() or not any(path.iterdir()):
+        os.replace(partial, path)  # over nothing, a file or an empty folder this is one step everywhere
+    elif not _exchange(partial, path):
+        previous = path.with_name(f".{path.name}.previous-{os.getpid()}")
+        os.replace(path, previous)
+        os.replace(partial, path)
+        _remove(previous)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change places in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    result: int = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return result == 0
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that are gone left half-written beside `path`."""
+    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+        number = re.fullmatch(r".*\.partial-(\d+)", leftover.name)
+        if number and not _is_running(int(number[1])):
+            _remove(leftover)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""A model in memory from a folder, a published file or a name, and back to a folder."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sh2.checkpoint.folder import write_model_folder
+from sh2.checkpoint.source import open_model
+from sh2.checkpoint.tensors import LazyTensor, check_tensors, stays_float32
+from sh2.config import ModelConfig
+from sh2.errors import Sh2Error
+from sh2.mixers import Attention
+from sh2.mixers.attention import rotary_frequencies
+from sh2.model import StripedHyena2
+
+
+def load(
+    path_or_name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> StripedHyena2:
+    """Load a model, in evaluation mode.
+
+    Memory holds the model and one tensor more: tensors are read, converted and moved one by one.
+
+    Args:
+        path_or_name: a model folder, a published file with its configuration beside it (or named after a published
+            model), the name of a published model (`evo2_7b`) or a repository on the hub.
+        dtype: of the weights; None keeps each as it is stored. Poles, residues and rotary frequencies are float32
+            always.
+
+    Raises:
+        Sh2Error: there is no such model, a file is damaged, a tensor does not fit, or the device is not there.
+    """
+    device = _device(device)
+    source = open_model(path_or_name)
+    with torch.device("meta"):
+        model = StripedHyena2(source.config)
+    check_tensors(
+        source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, str(path_or_name)
+    )
+    tensors = {name: _placed(name, lazy, device, dtype) for name, lazy in source.tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    for module in model.modules():
+        if isinstance(module, Attention) and module.inv_freq.is_meta:
+            module.inv_freq = rotary_frequencies(source.config).to(device)
+    return model.eval()
+
+
+def save_model(model: nn.Module, folder: str | Path) -> None:
+    """Write a model as a folder in our format; a model folder of that name is replaced in one step.
+
+    Raises:
+        Sh2Error: the folder holds something else than a model, or cannot be written.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"a {type(model).__name__} has no ModelConfig to save")
+    tensors = {name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()}
+    write_model_folder(Path(folder), config, tensors)
+
+
+def _placed(name: str, lazy: LazyTensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    wanted = torch.float32 if stays_float32(name) else dtype or lazy.dtype
+    # a copy: a tensor that stayed mapped would change, or crash the process, with its file
+    return lazy.read().to(device=device, dtype=wanted, copy=True, memory_format=torch.contiguous_format)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise Sh2Error(f"device `{device}` cannot be used: {reason}").hint("`evo doctor` shows what is there") from None
+    return device

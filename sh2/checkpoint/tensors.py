@@ -1,0 +1,76 @@
+"""A tensor that is read when it is needed: what every source gives and every destination takes. Knows no format."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+# these keep float32 whatever the model's dtype: a rounded pole or frequency is another one
+FLOAT32_NAMES = frozenset({"log_poles", "pole_shift", "residues", "inv_freq"})
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """Shape and dtype now, values on `read()`; nothing is kept in memory between reads."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Wrap a tensor that is in memory already."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    @property
+    def nbytes(self) -> int:
+        size = self.dtype.itemsize
+        for length in self.shape:
+            size *= length
+        return size
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "LazyTensor":
+        """The tensor after `function`, which is first tried on a meta tensor for the new shape and dtype."""
+        after = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
+        return LazyTensor(tuple(after.shape), after.dtype, lambda: function(self.read()))
+
+
+Tensors = Mapping[str, LazyTensor]
+
+
+def total_bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def stays_float32(name: str) -> bool:
+    """Whether the tensor of ours with this name is float32 in every model."""
+    return name.rsplit(".", 1)[-1] in FLOAT32_NAMES
+
+
+def check_tensors(found: Tensors, expected: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        Sh2Error: a tensor is missing, extra or misshapen; the message names it.
+    """
+    missing = [f"`{name}` is missing" for name in expected if name not in found]
+    extra = [f"`{name}` is not expected" for name in found if name not in expected]
+    misshapen = [
+        f"`{name}` has shape {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != tuple(shape)
+    ]
+    if missing or extra or misshapen:
+        raise Sh2Error(f"{label} does not fit its configuration: {_some(misshapen + missing + extra)}")
+
+
+def _some(faults: Iterable[str], most: int = 6) -> str:
+    faults = list(faults)
+    rest = len(faults) - most
+    return ", ".join(faults[:most]) + (f", and {rest} more" if rest > 0 else "")
