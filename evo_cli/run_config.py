@@ -15,6 +15,7 @@ from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.train.config import TrainConfig, check_known, model_from_table, read_value
 
+_STDIN = Path("-")
 _TABLES = ("model", "train", "data")
 
 
@@ -48,14 +49,15 @@ class RunConfig:
             prepare=_prepare_options(data),
         )
 
+    def data_table(self) -> dict[str, Any]:
+        """The [data] table, plain values."""
+        prepare = {key: getattr(self.prepare, key) for key in _prepare_kinds()}
+        tags = None if self.prepare.tags is None else str(self.prepare.tags)
+        return {"inputs": [str(path) for path in self.inputs], **prepare, "tags": tags}
+
     def to_toml(self) -> str:
         """Write every field, defaults included; what is None is left out."""
-        prepare = {key.name: getattr(self.prepare, key.name) for key in fields(self.prepare)}
-        tables = {
-            "model": self.model.to_dict(),
-            "train": self.train.to_dict(),
-            "data": {"inputs": [str(path) for path in self.inputs], **prepare},
-        }
+        tables = {"model": self.model.to_dict(), "train": self.train.to_dict(), "data": self.data_table()}
         return "\n".join(
             "".join(
                 [f"[{name}]\n", *(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)]
@@ -104,18 +106,26 @@ def merge(*layers: Mapping[str, Mapping[str, Any]], flags: Flags) -> dict[str, d
     if flags.preset is not None:
         merged["model"] = {"preset": flags.preset}
     if flags.inputs:
-        merged["data"]["inputs"] = [str(path.absolute()) for path in flags.inputs]
+        merged["data"]["inputs"] = [str(path) if path == _STDIN else str(path.absolute()) for path in flags.inputs]
     merged["train"] |= flags.train
     return merged
 
 
+def _prepare_kinds() -> dict[str, Any]:
+    """The fields of [data] that go to `prepare`, and their types; `force` is for a command line only."""
+    kinds = get_type_hints(PrepareOptions)
+    return {key.name: kinds[key.name] for key in fields(PrepareOptions) if key.name != "force"}
+
+
 def _prepare_options(table: Mapping[str, Any]) -> PrepareOptions:
-    known = {key.name: get_type_hints(PrepareOptions)[key.name] for key in fields(PrepareOptions)}
-    values = {}
+    kinds = _prepare_kinds()
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        check_known(key, {"inputs": list, **known}, table="data")
-        read = read_value("data", key, known[key], value)
-        values[key] = Path(read) if known[key] in (Path, Path | None) else read
+        check_known(key, {"inputs": list, **kinds}, table="data")
+        if key == "tags":
+            values[key] = Path(read_value("data", key, str, value)).absolute()
+        else:
+            values[key] = read_value("data", key, kinds[key], value)
     return PrepareOptions(**values)
 
 

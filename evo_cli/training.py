@@ -24,7 +24,7 @@ from evo_cli.run_config import Flags, RunConfig, merge, read_tables
 from evo_cli.run_watch import BarObserver, Observers, StopSignals
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.train.config import Precision, TrainConfig
+from sh2.train.config import Precision, TrainConfig, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer
 from sh2.train.plot import plot_run
@@ -52,6 +52,9 @@ def train_run(output: Path, flags: Flags, *, config: Path | None, resume: bool, 
     saved = [folder.config] if resume and folder.config.exists() else []
     layers = [read_tables(path) for path in [*saved, *([config] if config else [])]]
     run = RunConfig.from_tables(_resolved(merge(*layers, flags=flags)))
+    if saved and folder.data.exists():
+        began = RunConfig.from_tables(layers[0])
+        check_unchanged("data", began.data_table(), run.data_table())
     with folder.locked(), open_data(run, folder) as data:
         return _train(run, data, folder, resume=resume, tensorboard=tensorboard)
 
@@ -158,10 +161,16 @@ def _valid_options(train: TrainConfig) -> WindowOptions:
 def _store_path(config: RunConfig, folder: RunFolder) -> Path:
     if not config.inputs:
         raise Sh2Error("no input is given").hint("give FASTA or GenBank files, or one token store (.h5)")
+    if folder.config.exists() and folder.data.exists():
+        return folder.data  # a resumed run goes on with the data it began with, whatever became of the files
     stores = [path for path in config.inputs if path.is_file() and is_store(path)]
     if not stores:
         with progress_bar("preparing") as bar:
-            prepare(list(config.inputs), folder.data, config.prepare, progress=bar.update)
+            report = prepare(
+                config.inputs, folder.data, config.prepare, lambda done, total: bar.update(done, total or None)
+            )
+        for text in report.warnings:
+            warn(text)
         return folder.data
     if len(config.inputs) > 1:
         raise Sh2Error(f"the token store {stores[0]} must be the only input, not one of {len(config.inputs)}").hint(

@@ -13,8 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sh2.checkpoint import load, save_model
+from sh2.checkpoint.atomic import replacing
 from sh2.errors import Sh2Error
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
-
-PARTIAL = ".partial-"
-PREVIOUS = ".previous-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,10 +63,8 @@ class Checkpoints:
         self._keep_last = keep_last
 
     def clean(self) -> None:
-        """Remove what a kill left half-written."""
-        for prefix in (PREVIOUS, PARTIAL):
-            for leftover in self._folder.glob(f"{prefix}*"):
-                recover_folder(self._folder / leftover.name.removeprefix(prefix))
+        """Remove what a kill left half-written or half-removed."""
+        remove_leftovers(self._folder)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -82,9 +77,11 @@ class Checkpoints:
     def save(self, model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> Path:
         """Write the checkpoint of this step, then drop those no longer kept."""
         path = self.path(progress.step)
-        with replacing_folder(path) as partial:
+        with replacing(path) as partial:
+            partial.mkdir()
             save_model(model, partial / "model")
             save_file(_on_cpu(optimizer_tensors(model, optimizer)), partial / "optimizer.safetensors")
+            _sync(partial / "optimizer.safetensors")
             state = asdict(progress)
             files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
             write_json(partial / "trainer.json", {"files": files, "state": state, "sha256": _digest(files, state)})
@@ -119,7 +116,7 @@ class Checkpoints:
         if progress.best is not None:
             kept.add(progress.best.step)
         for step in set(steps) - kept:
-            remove_folder(self.path(step))
+            _remove(self.path(step))
 
 
 def read_progress(path: Path) -> Progress:
@@ -141,44 +138,22 @@ def read_progress(path: Path) -> Progress:
             raise Sh2Error(f"checkpoint {path} is damaged: {name} is missing")
         if file_sha256(path / name) != digest:
             raise Sh2Error(f"checkpoint {path} is damaged: {name} does not match its checksum")
-    return Progress.from_dict(state)
+    try:
+        return Progress.from_dict(state)
+    except (KeyError, TypeError):
+        raise Sh2Error(f"checkpoint {path} was written by another version of evo") from None
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; at the end it is synced to the disk and takes the place of `path`.
-
-    A kill between the two renames leaves the old folder under `.previous-NAME`; `recover_folder` puts it back.
-    """
-    partial, previous = path.with_name(PARTIAL + path.name), path.with_name(PREVIOUS + path.name)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for file in _files(partial):
-        _sync(file)
-    for folder in {file.parent for file in _files(partial)} | {partial}:
-        _sync(folder)
-    if path.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.replace(path, previous)
-    os.replace(partial, path)
-    _sync(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+def remove_leftovers(folder: Path) -> None:
+    """Remove folders that a kill left under the names of `sh2.checkpoint.atomic`; no other process may write here."""
+    for leftover in folder.glob(".*.partial-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
 
 
-def recover_folder(path: Path) -> None:
-    """Finish or undo a `replacing_folder` that a kill cut short."""
-    partial, previous = path.with_name(PARTIAL + path.name), path.with_name(PREVIOUS + path.name)
-    if previous.exists() and not path.exists():
-        os.replace(previous, path)
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder; a kill half-way leaves it under a name that `Checkpoints.clean` removes."""
-    doomed = path.with_name(PARTIAL + path.name)
-    shutil.rmtree(doomed, ignore_errors=True)
+def _remove(path: Path) -> None:
+    """Remove a folder; a kill half-way leaves it under a name that `remove_leftovers` finds."""
+    doomed = path.with_name(f".{path.name}.partial-{os.getpid()}")
     os.replace(path, doomed)
     shutil.rmtree(doomed)
 

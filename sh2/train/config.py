@@ -204,12 +204,6 @@ def _pair(key: str, value: object) -> tuple[float, float]:
     return _number(key, value[0]), _number(key, value[1])
 
 
-def _precision(key: str, value: object) -> Precision:
-    if value not in [member.value for member in Precision]:
-        raise _wrong(key, " or ".join(f"`{member.value}`" for member in Precision), value)
-    return Precision(str(value))
-
-
 def _window(key: str, value: object) -> DecayWindow:
     if not isinstance(value, Mapping) or set(value) != {"alpha_first", "alpha_last"}:
         raise _wrong(key, "a table of alpha_first and alpha_last", value)
@@ -227,7 +221,6 @@ _READERS: Mapping[Any, Callable[[str, object], Any]] = MappingProxyType(
         bool: _flag,
         str: _text,
         tuple[float, float]: _pair,
-        Precision: _precision,
         DecayWindow | None: _window,
     }
 )
@@ -239,5 +232,10 @@ def read_value(table: str, key: str, kind: object, value: object) -> Any:
     Raises:
         Sh2Error: the value has another type.
     """
+    name = f"{table} field `{key}`"
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise _wrong(name, " or ".join(f"`{member}`" for member in kind), value)
+        return kind(str(value))
     reader = _READERS.get(kind)
-    return value if reader is None else reader(f"{table} field `{key}`", value)
+    return value if reader is None else reader(name, value)

@@ -25,8 +25,8 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def has_run(self) -> bool:
-        """Whether a run has written results here."""
-        return self.model.exists() or any(self.checkpoints.glob("step_*")) or self.metrics.exists()
+        """Whether a run has begun here."""
+        return any(path.exists() for path in (self.config, self.checkpoints, self.metrics, self.model))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

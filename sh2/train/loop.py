@@ -18,7 +18,7 @@ from torch import Tensor
 from sh2.checkpoint import save_model
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.train.checkpoints import Best, Checkpoints, Progress, recover_folder, replacing_folder
+from sh2.train.checkpoints import Best, Checkpoints, Progress, remove_leftovers
 from sh2.train.clock import Clock
 from sh2.train.config import TrainConfig, check_unchanged
 from sh2.train.folder import RunFolder
@@ -107,8 +107,7 @@ class Trainer:
             Sh2Error: the run began with another configuration, model or data, or its metrics are damaged.
         """
         self._checkpoints.clean()
-        for path in (self._folder.model, self._folder.best):
-            recover_folder(path)
+        remove_leftovers(self._folder.path)
         progress = self._checkpoints.newest(self._observer.note)
         if progress is not None:
             self._check_same_run(progress)
@@ -134,8 +133,7 @@ class Trainer:
             self._write(self._fetch())
             if self._saved_step < self._step:
                 self._save_checkpoint()
-        with replacing_folder(self._folder.model) as partial:
-            save_model(self._model, partial)
+        save_model(self._model, self._folder.model)
         return Outcome.FINISHED if self._step == self._config.steps else Outcome.STOPPED
 
     def _update(self) -> _Measured:
@@ -214,8 +212,7 @@ class Trainer:
             raise self._diverged(self._step, f"validation loss {validation.loss}")
         if self._best is None or validation.loss < self._best.valid_loss:
             self._best = Best(step=self._step, valid_loss=validation.loss)
-            with replacing_folder(self._folder.best) as partial:
-                save_model(self._model, partial)
+            save_model(self._model, self._folder.best)
         return validation
 
     def _diverged(self, step: int, values: str) -> Sh2Error:

@@ -66,7 +66,16 @@ def test_a_model_table_replaces_fields_of_a_preset():
         ({"preset": "nano", "width": "64"}, "model field `width` must be a whole number, not '64'", None),
         ({"preset": "nano", "input_bias": 1}, "model field `input_bias` must be true or false, not 1", None),
         ({"preset": "nano", "layout": 5}, "model field `layout` must be text, not 5", None),
-        ({"preset": "nano", "activation": "relu"}, "activation must be one of gelu, silu, identity, not `relu`", None),
+        (
+            {"preset": "nano", "activation": "relu"},
+            "model field `activation` must be `gelu` or `silu` or `identity`, not 'relu'",
+            None,
+        ),
+        (
+            {"preset": "nano", "first_activation": "relu"},
+            "first_activation must be one of gelu, silu, identity, not `relu`",
+            None,
+        ),
         (
             {"preset": "nano", "mr_window": {"alpha": 1}},
             "model field `mr_window` must be a table of alpha_first and alpha_last, not {'alpha': 1}",

@@ -174,23 +174,15 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_is_taken(tmp_path, 
     assert contents(tmp_path) == contents(whole_run)
 
 
-def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
+def test_half_written_folders_are_ignored_and_removed(tmp_path):
     trainer(tmp_path).run(stopping_after(5))
-    partial = tmp_path / "checkpoints" / ".partial-step_00000010" / "model"
-    partial.mkdir(parents=True)
+    partial = tmp_path / "checkpoints" / ".step_00000010.partial-123"
+    (partial / "model").mkdir(parents=True)
+    (tmp_path / ".best.partial-123").mkdir()
 
     assert trainer(tmp_path).restore() == 5
-    assert not partial.parent.exists()
-
-
-def test_a_folder_swap_cut_short_is_undone(tmp_path):
-    trainer(tmp_path).run(stopping_after(5))
-    (tmp_path / "best").rename(tmp_path / ".previous-best")
-
-    trainer(tmp_path).restore()
-
-    assert (tmp_path / "best" / "model.safetensors").exists()
-    assert not (tmp_path / ".previous-best").exists()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    assert not (tmp_path / ".best.partial-123").exists()
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
