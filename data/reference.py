@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 _BLOCKS_KEPT = 16
 _GZIP = b"\x1f\x8b"
 _BGZF = b"\x1f\x8b\x08\x04"
-_MITOCHONDRION = ("M", "MT")
+_MITOCHONDRION = ("chrM", "MT", "chrMT", "M")
 
 
 class Reference:
@@ -61,8 +61,10 @@ class Reference:
         if name in self.contigs:
             return name
         stem = name.removeprefix("chr")
-        stems = _MITOCHONDRION if stem in _MITOCHONDRION else (stem,)
-        return next((alias for s in stems for alias in (f"chr{s}", s) if alias in self.contigs), None)
+        for alias in _MITOCHONDRION if stem in _MITOCHONDRION else (f"chr{stem}", stem):
+            if alias in self.contigs:
+                return alias
+        return None
 
     def fetch(self, contig: str, start: int, end: int) -> bytes:
         """Bases start .. end - 1 (0-based) of a contig, in the case of the file. `contig` must be in `contigs`.
@@ -78,8 +80,11 @@ class Reference:
             raise DataError(f"{self.path}: bases {start} to {end} are not within contig {contig!r} of {length} bp")
         if self._index is None:
             return self._whole[contig][start:end]
-        first, last = start // _BLOCK, max(start, end - 1) // _BLOCK
-        joined = b"".join(self._block(contig, number) for number in range(first, last + 1))
+        first = start // _BLOCK
+        if end <= (first + 1) * _BLOCK:
+            joined = self._block(contig, first)
+        else:
+            joined = b"".join(self._block(contig, number) for number in range(first, (end - 1) // _BLOCK + 1))
         return joined[start - first * _BLOCK : end - first * _BLOCK]
 
     def _open_indexed(self) -> pyfaidx.Faidx | None:
