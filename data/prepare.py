@@ -7,12 +7,11 @@ know the rest (data.inputs, reader, splits, tags, store_writer, atomic).
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data import splits
 from data.atomic import replacing
@@ -28,6 +27,8 @@ from data.store_writer import RecordBatch, StoreWriter
 from data.tags import Tags, read_tags
 
 LONGEST_MINIMUM = 10_000_000
+SHORTEST_REGION = 1024
+_UNITS_AT_A_TIME = 1 << 20
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of input read so far, as they lie on disk, and the bytes of all inputs (0 when unknown)."""
@@ -59,8 +60,8 @@ class PrepareOptions:
             raise DataError(f"valid and test are {self.valid} and {self.test}; together they must stay below 1")
         if not 0 <= self.seed < 1 << 64:
             raise DataError(f"seed is {self.seed}; allowed is 0 to 2**64 - 1")
-        if self.region_length < 1:
-            raise DataError(f"region_length is {self.region_length}; allowed is 1 or more")
+        if self.region_length < SHORTEST_REGION:
+            raise DataError(f"region_length is {self.region_length}; allowed is {SHORTEST_REGION} or more")
         if not 1 <= self.min_length <= LONGEST_MINIMUM:
             raise DataError(f"min_length is {self.min_length}; allowed is 1 to {LONGEST_MINIMUM}")
 
@@ -129,8 +130,8 @@ def _write(
     warnings += recorder.tag_warnings()
     writer.add_tags(tags.texts if tags is not None else ())
     by = options.split_by.resolve(counts.records)
-    region = splits.region_length(options.region_length, counts.bases)
-    summary = _split(writer, options, by, region, tags.texts if tags is not None else ())
+    region = splits.region_length(options.region_length, counts.bases) if by is SplitBy.REGION else None
+    summary = _split(writer, options, region, tags.texts if tags is not None else ())
     for split, fraction in ((Split.VALID, options.valid), (Split.TEST, options.test)):
         if fraction > 0 and not summary[f"{split}_segments"]:
             warnings.append(f"the {split} split is empty: too few {by}s that differ")
@@ -139,7 +140,7 @@ def _write(
         "sources": sources,
         "options": recorded,
         "split_by": by.value,
-        "region_length": region if by is SplitBy.REGION else None,
+        "region_length": region,
         "counts": rows,
         "warnings": warnings,
     })  # fmt: skip
@@ -161,35 +162,40 @@ def _read(file: Path, number: int, recorder: Recorder, meter: "_Meter") -> dict[
         return {"path": path, "size": source.bytes_read, "sha256": source.sha256}
 
 
-def _split(
-    writer: StoreWriter, options: PrepareOptions, by: SplitBy, region: int, tags: Sequence[str]
-) -> dict[str, int]:
+def _split(writer: StoreWriter, options: PrepareOptions, region: int | None, tags: Sequence[str]) -> dict[str, int]:
     """Write the segments of every split; returns their number and bases by split."""
     lowest = splits.LowestValues()
-    for batch in writer.record_batches():
-        lowest.add(np.concatenate(list(_values(batch, options.seed, by, region))))
+    for _, units in _units(writer, options.seed, region):
+        lowest.add(units.value)
     cuts = splits.Cuts.make(lowest.values, lowest.complete, options.valid, options.test)
     summary = {f"{split}_{what}": 0 for split in Split for what in ("segments", "bases")}
-    ends = list(accumulate(map(len, tags), initial=0))
-    for batch in writer.record_batches():
-        rows: dict[Split, list[tuple[int, ...]]] = {split: [] for split in Split}
-        for index, values in enumerate(_values(batch, options.seed, by, region)):
-            offset, tag = int(batch.offset[index]), int(batch.tag[index])
-            span = (ends[tag], ends[tag + 1]) if tag >= 0 else (0, 0)
-            for kind, start, end in splits.runs(cuts.assign(values), int(batch.length[index]), region):
-                split = splits.ORDER[kind]
-                rows[split].append((batch.first + index, offset + start, offset + end, *span))
-                summary[f"{split}_segments"] += 1
-                summary[f"{split}_bases"] += end - start
-        for split, table in rows.items():
-            writer.add_segments(split, np.array(table, dtype=SEGMENT))
+    tag_ends = np.cumsum([0, *map(len, tags)])
+    for batch, units in _units(writer, options.seed, region):
+        kinds, joined = splits.runs(units, cuts.assign(units.value))
+        table = np.zeros(len(kinds), dtype=SEGMENT)
+        table["record"] = batch.first + joined.record
+        table["start"] = batch.offset[joined.record] + joined.start
+        table["end"] = batch.offset[joined.record] + joined.end
+        tag = batch.tag[joined.record]
+        table["tag_start"] = np.where(tag >= 0, tag_ends[tag], 0)
+        table["tag_end"] = np.where(tag >= 0, tag_ends[(tag + 1) % len(tag_ends)], 0)
+        for kind, split in enumerate(splits.ORDER):
+            rows = table[kinds == kind]
+            writer.add_segments(split, rows)
+            summary[f"{split}_segments"] += len(rows)
+            summary[f"{split}_bases"] += int((rows["end"] - rows["start"]).sum())
     return summary
 
 
-def _values(batch: RecordBatch, seed: int, by: SplitBy, region: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Values of the units of every record of a batch."""
-    for content_hash, length in zip(batch.content_hash, batch.length.tolist(), strict=True):
-        yield splits.unit_values(content_hash, splits.blocks_of(length, by, region), seed)
+def _units(writer: StoreWriter, seed: int, region: int | None) -> Iterator[tuple[RecordBatch, splits.Units]]:
+    """The records of the store with their units, about a million units at a time."""
+    for batch in writer.record_batches():
+        units = np.maximum(1, batch.length // region) if region else np.ones_like(batch.length)
+        groups = np.cumsum(units) // _UNITS_AT_A_TIME
+        borders = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+        for start, end in pairwise(borders):
+            part = batch.part(start, end)
+            yield part, splits.units_of(part.content_hash, part.length, seed, region)
 
 
 def _options_record(options: PrepareOptions, tags: Tags | None) -> dict[str, Any]:

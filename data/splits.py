@@ -9,10 +9,10 @@ Knows hashes, lengths and fractions; knows nothing of files.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,20 +45,41 @@ def region_length(wanted: int, bases: int) -> int:
     return max(1, min(wanted, bases // FEWEST_REGIONS))
 
 
-def blocks_of(length: int, by: SplitBy, region: int) -> int:
-    """Units of a record: one, or one a whole region (the last unit takes the remainder in)."""
-    return max(1, length // region) if by is SplitBy.REGION else 1
+class Units(NamedTuple):
+    """Units of some records, in order, int64 [U] each: value, index of the record, first and last base in the record.
+
+    `end` is half-open.
+    """
+
+    value: npt.NDArray[np.int64]
+    record: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
 
 
-def unit_values(content_hash: bytes, blocks: int, seed: int) -> npt.NDArray[np.int64]:
-    """Values of a record's units, int64 [blocks], uniform in 0..2^63."""
-    keyed = hashlib.blake2b(content_hash, digest_size=8, key=seed.to_bytes(8, "little"))
-    values = np.empty(blocks, dtype=np.int64)
-    for block in range(blocks):
-        digest = keyed.copy()
-        digest.update(block.to_bytes(8, "little"))
-        values[block] = int.from_bytes(digest.digest(), "little") >> 1
-    return values
+def units_of(hashes: Sequence[bytes], lengths: npt.NDArray[np.int64], seed: int, region: int | None) -> Units:
+    """Units of records with these hashes of their content and lengths in bases, int64 [R].
+
+    region: bases of a unit (the last of a record takes the remainder in); None: a record is one unit.
+    """
+    blocks = np.ones_like(lengths) if region is None else np.maximum(1, lengths // region)
+    record = np.repeat(np.arange(len(lengths)), blocks)
+    last = np.cumsum(blocks)
+    block = np.arange(len(record)) - np.repeat(last - blocks, blocks)
+    start = block * (region or 0)
+    end = start + (region or 0)
+    end[last - 1] = lengths
+    return Units(_values(hashes, blocks, seed), record, start, end)
+
+
+def _values(hashes: Sequence[bytes], blocks: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    key = seed.to_bytes(8, "little")
+    digests = b"".join(
+        hashlib.blake2b(content + block.to_bytes(8, "little"), digest_size=8, key=key).digest()
+        for content, count in zip(hashes, blocks.tolist(), strict=True)
+        for block in range(count)
+    )
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +137,15 @@ class LowestValues:
         self.values = merged[:_KEPT]
 
 
-def runs(splits: npt.NDArray[np.int64], length: int, region: int) -> Iterator[tuple[int, int, int]]:
-    """(split, start, end) of the maximal runs of one split in a record, in bases.
+def runs(units: Units, splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Units]:
+    """(split [N], units [N]): neighbours in the same record and of the same split joined into one.
 
-    splits: int64 [blocks], the split of each unit; block i starts at i * region, the last ends at `length`.
+    splits: int64 [U], the split of each unit. A joined unit has the value of its first.
     """
-    borders = np.flatnonzero(np.diff(splits)) + 1
-    starts = [0, *borders.tolist()]
-    for first, after in zip(starts, [*starts[1:], None], strict=True):
-        yield int(splits[first]), first * region, length if after is None else after * region
+    if not len(splits):
+        return splits, units
+    differs = (units.record[1:] != units.record[:-1]) | (splits[1:] != splits[:-1])
+    first = np.concatenate([[True], differs])
+    last = np.concatenate([differs, [True]])
+    joined = Units(units.value[first], units.record[first], units.start[first], units.end[last])
+    return splits[first], joined

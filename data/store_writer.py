@@ -39,13 +39,20 @@ class RecordRow(NamedTuple):
 
 
 class RecordBatch(NamedTuple):
-    """Rows of the index read back. first: number of the first; the rest [N] (content_hash: N bytes objects)."""
+    """Neighbouring rows of the index, read back. first: number of the first; the rest has N entries each."""
 
     first: int
     offset: npt.NDArray[np.int64]
     length: npt.NDArray[np.int64]
     tag: npt.NDArray[np.int64]
     content_hash: list[bytes]
+
+    def part(self, start: int, end: int) -> "RecordBatch":
+        """Rows start..end of the batch, half-open."""
+        rows = slice(start, end)
+        return RecordBatch(
+            self.first + start, self.offset[rows], self.length[rows], self.tag[rows], self.content_hash[rows]
+        )
 
 
 class _Column:
