@@ -11,7 +11,7 @@ from sh2.config import Activation
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """A linear layer whose weights are left for `sh2.initialize` to set."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
 
 
 class RMSNorm(nn.Module):
