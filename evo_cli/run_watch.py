@@ -15,14 +15,14 @@ class BarObserver:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._record: StepRecord | None = None
-        self._speed = ""
+        self._speed = self._validation = "-"
 
     def step(self, record: StepRecord) -> None:
         self._record = record
+        if record.valid_bits_per_base is not None:
+            self._validation = f"{record.valid_bits_per_base:.4f}"
         if self._bar.live:
             self._update()
-        if record.valid_bits_per_base is not None:
-            self._bar.note(f"step {record.step}: validation {record.valid_bits_per_base:.4f} bits per base")
 
     def speed(self, record: SpeedRecord) -> None:
         self._speed = f"{record.tokens_per_second:,.0f}"
@@ -34,7 +34,12 @@ class BarObserver:
     def _update(self) -> None:
         if (record := self._record) is not None:
             bits = "-" if record.bits_per_base is None else f"{record.bits_per_base:.4f}"
-            values = {"loss": f"{record.loss:.4f}", "bits/base": bits, "tokens/s": self._speed or "-"}
+            values = {
+                "loss": f"{record.loss:.4f}",
+                "bits/base": bits,
+                "valid": self._validation,
+                "tokens/s": self._speed,
+            }
             self._bar.update(record.step, fields=values)
 
 

@@ -30,7 +30,7 @@ def plot_run(metrics: Path, picture: Path, *, title: str) -> bool:
         bits.plot([], [], "o-", color=_VALID, ms=4, lw=1, label=f"validation, best {best:.3f}")
     _draw_rate(bits, steps, [record["lr"] for record in records])
     bits.set_title(title, loc="left", color=_INK)
-    bits.legend(frameon=False, loc="upper right", labelcolor=_INK)
+    bits.legend(loc="upper right", labelcolor=_INK, facecolor="white", edgecolor="none", framealpha=0.9)
     partial = picture.with_name(f".partial-{picture.name}")
     figure.savefig(partial, format="png")
     os.replace(partial, picture)
@@ -48,6 +48,11 @@ def _draw_training(axes: Axes, steps: list[int], values: list[float]) -> None:
             sums.append(sums[-1] + value)
         means = [(sums[i + 1] - sums[max(0, i + 1 - span)]) / min(span, i + 1) for i in range(len(values))]
         axes.plot(steps, means, color=_TRAIN, lw=1.6, label=f"training, mean of {span} steps")
+    axes.axhline(2.0, color=_INK, lw=0.8, ls=":", label="2 bits: four equal bases")
+    # the first steps fall from 9 bits, that of 512 tokens: what comes after them sets the scale
+    shown = [*values[len(values) // 10 :], 2.0]
+    margin = 0.06 * (max(shown) - min(shown)) or 0.1
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel("bits per base", color=_INK)
     axes.grid(axis="y", color="#e6e6e6", lw=0.8)
