@@ -8,6 +8,7 @@ the data; its name holds the file's path, size and time, so it cannot go stale. 
 import bisect
 import hashlib
 import os
+import struct
 import tempfile
 import warnings
 import zlib
@@ -19,7 +20,10 @@ from Bio.bgzf import make_virtual_offset
 
 _BGZIP_SUFFIXES = (".gz", ".bgz")
 _LONGEST_HEADER = 1 << 20
-FAILURES = (pyfaidx.FastaIndexingError, zlib.error, ValueError, OSError, EOFError, AssertionError, LookupError)
+FAILURES = (
+    pyfaidx.FastaIndexingError, struct.error, zlib.error, OSError, EOFError, StopIteration,
+    ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError,
+)  # fmt: skip
 """What pyfaidx and its bgzip reader raise for a file or an index that is not what it should be."""
 
 
@@ -33,7 +37,7 @@ def open_indexed(path: Path, *, bgzip: bool) -> pyfaidx.Faidx | None:
     beside = path.with_name(path.name + ".fai"), path.with_name(path.name + ".gzi")
     if _newer(beside if bgzip else beside[:1], path):
         found = _open(path, *beside)
-        if found is not None and _fits(found):
+        if found is not None:
             return found
     for folder in _cache_folders():
         try:
@@ -49,12 +53,17 @@ def _newer(indexes: tuple[Path, ...], path: Path) -> bool:
 
 
 def _open(path: Path, fai: Path, gzi: Path) -> pyfaidx.Faidx | None:
+    """The file with these indexes, which are made where they are missing; None when they do not fit it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pyfaidx.Faidx(str(path), indexname=str(fai), gzi_indexname=str(gzi), as_raw=True, rebuild=False)
+            made = pyfaidx.Faidx(str(path), indexname=str(fai), gzi_indexname=str(gzi), as_raw=True, rebuild=False)
     except FAILURES:
         return None
+    if _fits(made):
+        return made
+    made.close()
+    return None
 
 
 def _cache_folders() -> Iterator[Path]:
@@ -80,19 +89,22 @@ def _cached(path: Path, folder: Path, bgzip: bool) -> pyfaidx.Faidx | None:
 
 
 def _fits(faidx: pyfaidx.Faidx) -> bool:
-    """Whether the file is nothing but the index's records in their order, each header where it must be."""
+    """Whether the file is nothing but the index's records in their order, each header and line end where it must be."""
     end = 0
     try:
         for name, record in faidx.index.items():
             if not 0 < record.offset - end <= _LONGEST_HEADER:
                 return False
             header = _raw(faidx, end, record.offset).strip()
-            if b"\n" in header or not header.startswith(b">") or header[1:].split()[:1] != [name.encode()]:
+            if len(header.splitlines()) != 1 or header[:1] != b">" or header[1:].split()[:1] != [name.encode()]:
                 return False
-            wrapped = record.rlen > record.lenc
-            if wrapped and _raw(faidx, record.offset + record.lenc, record.offset + record.lenb).strip(b"\r\n"):
+            newline = record.lenb - record.lenc
+            end = record.bend - newline if record.rlen else record.offset
+            if record.rlen and not _raw(faidx, end - 1, end).strip():
                 return False
-            end = record.bend
+            first_end = record.offset + record.lenc
+            if record.rlen > record.lenc and _raw(faidx, first_end, first_end + newline).strip(b"\r\n"):
+                return False
         return end > 0 and not _raw(faidx, end, end + _LONGEST_HEADER).strip()
     except FAILURES:
         return False
