@@ -15,18 +15,17 @@ from typing import Self
 
 import pyfaidx
 
+from data.bgzip import is_bgzip, refuse_cut_bgzip
 from data.errors import DataError
-from data.fasta import universal_newlines
+from data.fasta import join_records, universal_newlines
 from data.fasta_index import FAILURES, open_indexed
-from data.reader import read_records
+from data.reader import scan
 from data.source import Source
 
 READ_WHOLE = 64 << 20
 """Bytes: a file no larger than this is read whole."""
 _BLOCK = 1 << 20
 _BLOCKS_KEPT = 16
-_GZIP = b"\x1f\x8b"
-_BGZF = b"\x1f\x8b\x08\x04"
 _MITOCHONDRION = ("chrM", "MT", "chrMT", "M")
 
 
@@ -43,6 +42,7 @@ class Reference:
         self.note: str | None = None
         self._whole: dict[str, bytes] = {}
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        refuse_cut_bgzip(self.path)
         large = self.path.is_file() and self.path.stat().st_size > read_whole
         self._index = self._open_indexed() if large else None
         if self._index is None:
@@ -91,18 +91,16 @@ class Reference:
         with Source(self.path) as source:
             if not _is_fasta(source):
                 return None
-        with open(self.path, "rb") as file:
-            magic = file.read(len(_BGZF))
-        bgzip = magic == _BGZF
-        return open_indexed(self.path, bgzip=bgzip) if bgzip or not magic.startswith(_GZIP) else None
+            bgzip = is_bgzip(self.path)
+            return None if source.compressed and not bgzip else open_indexed(self.path, bgzip=bgzip)
 
     def _read_whole(self) -> dict[str, bytes]:
         contigs: dict[str, bytes] = {}
         with Source(self.path) as source:
             if _is_fasta(source):
-                records = _scan(source)
+                records = _read_fasta(source)
             else:
-                records = ((record.name, record.sequence) for record in read_records(self.path))
+                records = ((record.name, record.sequence) for record in join_records(scan(source)))
             for name, sequence in records:
                 if name in contigs:
                     raise DataError(f"{source.name}: two contigs are named {name!r}").hint(
@@ -137,6 +135,10 @@ class Reference:
             raise DataError(
                 f"{self.path}: contig {contig!r}: {len(block)} bases where {end - start} must be, from {start}"
             ).hint("the file changed while it was read, or it is damaged")
+        if len(block.split()) > 1 or block.strip() != block:
+            raise DataError(f"{self.path}: contig {contig!r}: white space within the sequence").hint(
+                "remove blanks from the lines of the sequence: an index counts them as bases"
+            )
         return block
 
     def close(self) -> None:
@@ -157,7 +159,7 @@ def _is_fasta(source: Source) -> bool:
     return source.head.lstrip().startswith((b">", b";"))
 
 
-def _scan(source: Source) -> Iterator[tuple[str, bytes]]:
+def _read_fasta(source: Source) -> Iterator[tuple[str, bytes]]:
     """Names and sequences of a FASTA file, whatever the letters; white space and lines led by ; are dropped."""
     name: str | None = None
     parts: list[bytes] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pysam
 
+from data.bgzip import refuse_cut_bgzip
 from data.errors import DataError
 from data.source import STDIN, Source
 
@@ -19,8 +20,6 @@ _COLUMNS = [b"CHROM", b"POS", b"ID", b"REF", b"ALT"]
 _CHUNK = 1 << 20
 _LONGEST_POSITION = 18
 _BCF = b"BCF"
-_BGZF = b"\x1f\x8b\x08\x04"
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +46,7 @@ def read_vcf(path: str | os.PathLike[str]) -> Iterator[Allele]:
                     "`bcftools view` makes VCF of it"
                 )
         else:
-            _refuse_cut_bgzf(source.path)
+            refuse_cut_bgzip(source.path)
             yield from _alleles(source)
             return
     yield from _read_bcf(Path(path))
@@ -121,20 +120,6 @@ def _shown(line: bytes) -> str:
     """The beginning of a line, for a message."""
     text = line[:60].decode("utf-8", "replace")
     return repr(text + "..." if len(line) > 60 else text)
-
-
-def _refuse_cut_bgzf(path: Path) -> None:
-    """Raise DataError for a bgzip file without its end marker: cut between two blocks it would read as complete."""
-    if path == STDIN or not path.is_file():
-        return
-    with open(path, "rb") as file:
-        if file.read(len(_BGZF)) != _BGZF:
-            return
-        file.seek(-min(len(_BGZF_END), path.stat().st_size), os.SEEK_END)
-        if file.read() != _BGZF_END:
-            raise DataError(f"{path}: the bgzip end marker is missing: the file is truncated").hint(
-                "copy or download it again"
-            )
 
 
 def _read_bcf(path: Path) -> Iterator[Allele]:

@@ -1,6 +1,7 @@
 """References: every way of reading gives the same bases, and a wrong index is not believed."""
 
 import gzip
+import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -208,6 +209,23 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         Reference(tmp_path / "none.fa")
 
 
+@pytest.mark.parametrize("read_whole", [0, 1 << 20])
+def test_a_bgzip_file_cut_between_two_blocks_is_refused(tmp_path: Path, read_whole: int) -> None:
+    path = bgzip(tmp_path / "r.fa.gz", fasta(CONTIGS))
+    path.write_bytes(path.read_bytes()[:-28])
+    with pytest.raises(DataError, match=r"r\.fa\.gz: the bgzip end marker is missing: the file is truncated"):
+        Reference(path, read_whole=read_whole)
+
+
+@pytest.mark.parametrize("data", [fasta(CONTIGS), gzip.compress(fasta(CONTIGS))])
+def test_standard_input(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stdin:
+        buffer = io.BytesIO(data)
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    check(Reference("-"), CONTIGS)
+
+
 def test_odd_letters_do_not_keep_the_rest_from_being_read(tmp_path: Path) -> None:
     path = plain(tmp_path / "r.fa", b">a\nACZ*-T\n>b\nAC GT\n")
     check(Reference(path), {"a": "ACZ*-T", "b": "ACGT"})
@@ -271,6 +289,17 @@ def test_fetch_refuses(tmp_path: Path, contig: str, start: int, end: int, messag
     with pytest.raises(DataError) as caught:
         made.fetch(contig, start, end)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["A C", " AC", "AC ", "A\tC"])
+def test_white_space_in_lines(tmp_path: Path, odd: str) -> None:
+    path = plain(tmp_path / "r.fa", fasta({"a": odd, "b": "ACGT"}))
+    assert Reference(path).fetch("a", 0, 2) == b"AC"
+    indexed = Reference(path, read_whole=0)
+    assert indexed.fetch("b", 0, 4) == b"ACGT"
+    if indexed.contigs["a"] != 2:
+        with pytest.raises(DataError, match=r"r\.fa: contig 'a': white space within the sequence"):
+            indexed.fetch("a", 0, 2)
 
 
 def test_a_damaged_block_is_an_error(tmp_path: Path) -> None:
