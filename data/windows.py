@@ -123,7 +123,7 @@ class Windows:
             epoch = self._epoch(number)
             self._fill(epoch, window if epoch.windows is None else epoch.windows(window), coded[row], starts[row])
         tokens = np.frombuffer(bytearray(coded.tobytes().translate(_TOKEN)), dtype=np.uint8).reshape(coded.shape)
-        return Batch(tokens=tokens, weights=self._weight[coded[:, 1:]], document_starts=starts)
+        return Batch(tokens=tokens, weights=self._weight.take(coded[:, 1:]), document_starts=starts)
 
     def _document_lengths(self) -> NDArray[np.int64]:
         table = self._segments

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.permutation import Permutation, mix, mix_range
+from data.prepare import PrepareOptions, prepare
 from data.sequence import reverse_complement
-from data.store import SEGMENT
+from data.store import SEGMENT, Split, TokenStore
 from data.windows import Batch, WindowOptions, Windows
 
 
@@ -182,6 +183,22 @@ def test_segments_need_not_be_whole_records() -> None:
     batch = Windows(store, "train", WindowOptions(length=7, shuffle=False, reverse_complement=False)).batch(0, 1)
     assert batch.tokens.tobytes() == b"\0GTA\0TT\0"
     assert np.flatnonzero(batch.document_starts).tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 20])
+def test_windows_of_a_prepared_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
+    monkeypatch.setattr("data.windows._IN_MEMORY", in_memory)
+    (tmp_path / "a.fa").write_text(">a\nACGTNacgt\n>b\nGGUC\n>c\nTTTTT\n")
+    (tmp_path / "tags.tsv").write_text("record\ttag\nb\t|x|\n")
+    prepare([tmp_path / "a.fa"], tmp_path / "s.h5", PrepareOptions(valid=0, tags=tmp_path / "tags.tsv"))
+    with TokenStore(tmp_path / "s.h5") as store:
+        options = WindowOptions(length=10, shuffle=False, reverse_complement=False)
+        batch = Windows(store, Split.TRAIN, options).batch(0, 3)
+        both = Windows(store, Split.TRAIN, WindowOptions(length=24, seed=1)).batch(0, 2)
+    assert batch.tokens[:, 1:].tobytes() == b"ACGTNACGT\0|X|GGTC\0TTTTT\0" + b"\1" * 6
+    assert batch.weights.ravel()[:10].tolist() == pytest.approx([1, 1, 1, 1, 0, 0.1, 0.1, 0.1, 0.1, 0])
+    assert both.tokens.tobytes().count(b"|") in (4, 5, 6)
+    assert Counter(both.weights.ravel().tolist()) == Counter([1.0] * 26 + [np.float32(0.1).item()] * 8 + [0.0] * 14)
 
 
 @pytest.mark.parametrize(
