@@ -179,7 +179,7 @@ class _Keys:
         if value is None:
             if default is None:
                 raise Sh2Error(f"`{key}` is missing from the published configuration")
-            return default
+            return float(default)
         try:
             if isinstance(value, bool):
                 raise ValueError

@@ -69,7 +69,12 @@ def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.exists() or _parts(path):
         return path
-    if isinstance(path_or_name, str) and is_hub_name(path_or_name):
+    # `RUN/model` with a folder RUN here is a slip, not a repository
+    if (
+        isinstance(path_or_name, str)
+        and is_hub_name(path_or_name)
+        and (path.parent == Path() or not path.parent.is_dir())
+    ):
         return fetch(path_or_name)
     raise Sh2Error(f"{path_or_name} does not exist").hint(
         f"give a path, a published name ({', '.join(PUBLISHED)}) or a hub repository such as arcinstitute/evo2_7b"
