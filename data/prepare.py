@@ -5,6 +5,7 @@ know the rest (data.inputs, reader, splits, tags, store_writer, atomic).
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -105,7 +106,7 @@ def prepare(
         with replacing(output) as temporary, StoreWriter(temporary) as writer:
             report = _write(writer, files, tags, options, recorded, meter, warnings)
     except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{output}: cannot be written: {_reason(error)}") from error
     checksum, counts = report
     return PrepareReport(output=output, unchanged=False, checksum=checksum, counts=counts, warnings=tuple(warnings))
 
@@ -196,6 +197,12 @@ def _units(writer: StoreWriter, seed: int, region: int | None) -> Iterator[tuple
         for start, end in pairwise(borders):
             part = batch.part(start, end)
             yield part, splits.units_of(part.content_hash, part.length, seed, region)
+
+
+def _reason(error: OSError) -> str:
+    """The system's words, dug out of those of HDF5 where need be."""
+    quoted = re.search(r"error message = '([^']*)'", str(error))
+    return quoted[1] if quoted else error.strerror or str(error)
 
 
 def _options_record(options: PrepareOptions, tags: Tags | None) -> dict[str, Any]:

@@ -181,4 +181,8 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except RuntimeError as failure:  # h5py's word for a write that fails while closing
+            if error is None:
+                raise OSError(str(failure)) from failure

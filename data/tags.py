@@ -1,10 +1,13 @@
 """Taxonomy tags of records, from a TSV file with the columns `record` and `tag`.
 
-A tag is ASCII text between bars, like `|d__Bacteria;p__Pseudomonadota|`. Knows the file; knows nothing of stores.
+A tag is ASCII text between bars, like `|d__Bacteria;p__Pseudomonadota|`. Knows the file, which is held in memory;
+knows nothing of stores.
 """
 
 import csv
 import hashlib
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +30,20 @@ def read_tags(path: Path) -> Tags:
     that is not printable ASCII between bars."""
     try:
         content = path.read_bytes()
-        rows = csv.reader(content.decode("utf-8-sig").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+        text = io.StringIO(content.decode("utf-8-sig"), newline=None)
     except OSError as error:
         raise DataError(f"{path}: the tags cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the tags are not UTF-8 text: {error.reason} at byte {error.start}") from error
+    rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        by_record, texts = _parse(rows, path)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num}: not a row of text: {error}") from error
+    return Tags(by_record=by_record, texts=texts, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _parse(rows: Iterator[list[str]], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     header = next(rows, [])
     missing = [column for column in ("record", "tag") if column not in header]
     if missing:
@@ -51,7 +63,7 @@ def read_tags(path: Path) -> Tags:
             raise DataError(f"{path}: line {number}: record {record!r} has a tag already").hint("keep one row a record")
         _check(tag, path, number)
         by_record[record] = indices.setdefault(tag, len(indices))
-    return Tags(by_record=by_record, texts=tuple(indices), sha256=hashlib.sha256(content).hexdigest())
+    return by_record, tuple(indices)
 
 
 def _check(tag: str, path: Path, number: int) -> None:
