@@ -51,7 +51,7 @@ def published_tensors(keys: dict[str, Any], seed: int = 0) -> dict[str, torch.Te
         if layer in keys["hcl_layer_idxs"]:
             N = keys["state_size"]
             tensors |= {
-                P + "filter.log_poles": some(D, N, 1),
+                P + "filter.log_poles": -some(D, N, 1).abs(),
                 P + "filter.residues": some(D, N),
                 P + "filter.D": some(D),
             }
