@@ -16,7 +16,15 @@ from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer
 
 TINY = ModelConfig(width=16, layout="SML*", num_heads=2, mlp_width=24, se_groups=2, mr_groups=2, mr_taps=8, num_modes=4)
-SETTINGS = {"steps": 12, "batch_size": 2, "length": 16, "valid_every": 4, "valid_windows": 3, "save_every": 5}
+SETTINGS = {
+    "steps": 12,
+    "batch_size": 2,
+    "length": 16,
+    "valid_every": 4,
+    "valid_windows": 3,
+    "save_every": 5,
+    "threads": 1,
+}
 
 
 @dataclass(frozen=True)
