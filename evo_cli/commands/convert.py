@@ -38,25 +38,18 @@ def convert(
     Names of published files and of Savanna's training checkpoints are known. Values are kept to the bit, one tensor
     is in memory at a time, and nothing in a file is ever executed. DST is complete or not there.
 
+    \b
     Examples:
-
-      Convert a published file; its name says which model it is:
-      $ evo convert evo2_7b.pt evo2_7b/
-
-      Convert one that was downloaded in parts:
-      $ evo convert evo2_40b.pt.part0 evo2_40b/
-
-      Convert your own weights with their configuration:
-      $ evo convert weights.safetensors model/ --config config.yml
-
-      Go back, for the published code: writes tuned.pt and tuned.yml:
-      $ evo convert RUN/model tuned.pt --to published
+      evo convert evo2_7b.pt evo2_7b/                          the name says which model it is
+      evo convert evo2_40b.pt.part0 evo2_40b/                  downloaded in parts: all of them are read
+      evo convert weights.safetensors model/ --config c.yml    your own weights, with their configuration
+      evo convert run/model tuned.pt --to published            and back: writes tuned.pt and tuned.yml
     """
     from evo_cli.progress import progress_bar
     from sh2.checkpoint import Target
     from sh2.checkpoint import convert as convert_weights
 
-    with progress_bar("convert") as bar:
+    with progress_bar("convert, MB") as bar:
         written = convert_weights(
             source,
             destination,

@@ -15,6 +15,8 @@ from sh2.checkpoint.tensors import Progress, total_bytes
 from sh2.checkpoint.torch_file import write_torch_file
 from sh2.errors import Sh2Error
 
+_FILES = (".pt", ".safetensors")
+
 
 class Target(StrEnum):
     """What a conversion writes."""
@@ -50,6 +52,10 @@ def convert(
     model = open_model(source, config_file)
     if target == Target.PUBLISHED:
         return _write_published(model, destination, str(source), progress)
+    if destination.suffix in _FILES:
+        raise Sh2Error(f"{destination} is the name of a file; a model is written as a folder").hint(
+            "give a folder, or `--to published` for a file that the published code loads"
+        )
     write_model_folder(destination, model.config, model.tensors, progress=progress)
     return destination
 
@@ -58,7 +64,7 @@ def _write_published(model: Model, destination: Path, label: str, progress: Prog
     values = to_published(model.config)
     tensors = ours_to_published(model.tensors, model.config, label)
     weights, config_file = destination, destination.with_suffix(".yml")
-    if destination.suffix not in (".pt", ".safetensors"):
+    if destination.suffix not in _FILES:
         weights, config_file = destination / "model.pt", destination / "config.yml"
     if weights.is_dir() or (destination.is_file() and weights != destination):
         raise Sh2Error(f"{destination} is in the way: published weights are written to {weights}")

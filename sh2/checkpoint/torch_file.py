@@ -159,7 +159,8 @@ def write_torch_file(path: Path, tensors: Tensors, wrote: Callable[[int], None] 
         torch.save(empty, path)
     with path.open("r+b") as file:
         # a full disk is an error now, and not a signal when a mapped page is written
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         with set_default_mmap_options(mmap.MAP_SHARED):
             mapped = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         for name, tensor in tensors.items():

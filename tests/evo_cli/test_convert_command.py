@@ -16,7 +16,7 @@ from tests.sh2.published_files import BASE, published_tensors
 
 
 def run(*arguments: object) -> tuple[str, str]:
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(convert)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
@@ -55,6 +55,12 @@ def test_a_configuration_with_an_unknown_key_is_named(tmp_path: Path, published:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "state_dict.safetensors"]
 
 
+def test_a_file_is_no_model_folder(tmp_path: Path, published: Path) -> None:
+    with pytest.raises(Sh2Error, match=r"m\.pt is the name of a file") as caught:
+        run(published, tmp_path / "m.pt", "--config", tmp_path / "keys.json")
+    assert "--to published" in caught.value.__notes__[0]
+
+
 def test_help_has_worked_examples() -> None:
     stdout, _ = run("--help")
-    assert stdout.count("$ evo convert") == 4
+    assert stdout.count("\n    evo convert ") == 4  # one a line, not rewrapped

@@ -57,6 +57,18 @@ def test_parts_are_read_without_joining_them(tmp_path: Path, count: int) -> None
     assert len(list(tmp_path.iterdir())) == count
 
 
+def test_a_state_dict_of_parameters_is_read(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    torch.save({"module": dict(layer.named_parameters())}, tmp_path / "m.pt")
+    torch.save(layer.state_dict(), tmp_path / "n.pt")
+    for name in ("m.pt", "n.pt"):
+        assert_same(
+            read_torch_file(tmp_path / name), {key: value.detach() for key, value in layer.state_dict().items()}
+        )
+        read = read_torch_parts(cut(tmp_path / name, 2))
+        assert torch.equal(read["weight"].read(), layer.weight)
+
+
 @pytest.mark.parametrize("wrapper", ["module", "state_dict"])
 def test_tensors_are_found_inside_a_wrapper(tmp_path: Path, wrapper: str) -> None:
     torch.save({wrapper: some_tensors(), "iteration": 3}, tmp_path / "m.pt")
