@@ -184,7 +184,7 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
-        raise DataError(f"{path}: {'is a folder, not' if path.is_dir() else 'no such'} token store").hint(
+        raise DataError(f"{path}: {'is a folder, not a' if path.is_dir() else 'no such'} token store").hint(
             "make one with `evo prepare INPUT... -o STORE.h5`"
         )
     try:
