@@ -12,9 +12,7 @@ def _flag(name: str, text: str) -> Any:
 
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(
-        metavar="[INPUT]...", help="FASTA, GenBank or EMBL files, or one token store (.h5).", show_default=False
-    ),
+    typer.Argument(metavar="INPUT", help="FASTA, GenBank or EMBL files, or one token store (.h5).", show_default=False),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str | None, _flag("--preset", "Shape of the model; `evo models` lists them.")]
@@ -110,10 +108,10 @@ def train(
 
     A configuration file has the same fields; RUN/config.toml is a complete one:
 
+    \b
       [model]
       preset = "nano"
       layout = "SML*SML"
-
       [train]
       steps = 500
       batch_size = 16

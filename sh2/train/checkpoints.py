@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from sh2.checkpoint import load, save_model
 from sh2.checkpoint.atomic import replacing
+from sh2.checkpoint.safetensors_file import write_safetensors
+from sh2.checkpoint.tensors import LazyTensor
 from sh2.errors import Sh2Error
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
@@ -80,8 +82,8 @@ class Checkpoints:
         with replacing(path) as partial:
             partial.mkdir()
             save_model(model, partial / "model")
-            save_file(_on_cpu(optimizer_tensors(model, optimizer)), partial / "optimizer.safetensors")
-            _sync(partial / "optimizer.safetensors")
+            moments = {name: LazyTensor.of(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
+            write_safetensors(partial / "optimizer.safetensors", moments, {})
             state = asdict(progress)
             files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
             write_json(partial / "trainer.json", {"files": files, "state": state, "sha256": _digest(files, state)})
@@ -170,15 +172,3 @@ def _digest(files: object, state: object) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

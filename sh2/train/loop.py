@@ -92,6 +92,8 @@ class Trainer:
         self._data_identity = data_identity
         self._observer = observer
         self._device = torch.device(config.device)
+        # on an accelerator, reading a number waits for the device: once for many steps
+        self._reads_every_step = self._device.type == "cpu"
         self._optimizer = build_optimizer(model, config)
         self._checkpoints = Checkpoints(folder.checkpoints, keep_last=config.keep_last)
         self._step = 0
@@ -163,8 +165,7 @@ class Trainer:
         log = last or _due(step, config.log_every)
         valid = self._valid is not None and (last or _due(step, config.valid_every))
         save = _due(step, config.save_every)
-        # on an accelerator, reading a number waits for the device: once for many steps
-        if log or valid or save or self._device.type == "cpu":
+        if log or valid or save or self._reads_every_step:
             with self._clock.work():
                 records = self._fetch()
             if valid:

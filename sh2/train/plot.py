@@ -29,7 +29,7 @@ def plot_run(metrics: Path, picture: Path, *, title: str) -> bool:
         best = min(value for _, value in valid)
         bits.plot([], [], "o-", color=_VALID, ms=4, lw=1, label=f"validation, best {best:.3f}")
     _draw_rate(bits, steps, [record["lr"] for record in records])
-    bits.set_title(title, loc="left", color=_INK)
+    bits.set_title(title.replace("$", r"\$"), loc="left", color=_INK)
     bits.legend(loc="upper right", labelcolor=_INK, facecolor="white", edgecolor="none", framealpha=0.9)
     partial = picture.with_name(f".partial-{picture.name}")
     figure.savefig(partial, format="png")

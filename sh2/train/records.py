@@ -46,12 +46,23 @@ class JsonLines:
     """A file of JSON lines that others may read while it grows."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def append(self, lines: list[str]) -> None:
-        """Hand the lines over to the system; a kill leaves at most the last one torn."""
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
+        """Hand the lines over to the system; a kill leaves at most the last one torn.
+
+        Raises:
+            Sh2Error: the disk is full, or gone.
+        """
+        rest = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise Sh2Error(f"cannot write {self._path}: {error.strerror}").hint(
+                "make room, then go on with `--resume`"
+            ) from None
 
     def sync(self) -> None:
         """Return once everything appended has reached the disk."""

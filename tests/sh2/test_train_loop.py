@@ -129,6 +129,14 @@ def test_a_run_stopped_and_resumed_equals_the_whole_one_byte_for_byte(tmp_path, 
     assert contents(tmp_path) == contents(whole_run)
 
 
+def test_numbers_read_once_for_many_steps_are_the_same(tmp_path, whole_run):
+    run = trainer(tmp_path, log_every=3)
+    run._reads_every_step = False  # as on an accelerator
+    run.run()
+
+    assert contents(tmp_path) == contents(whole_run)
+
+
 class KilledError(Exception):
     pass
 
@@ -356,3 +364,17 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         RunFolder(tmp_path / "file" / "run").locked(),
     ):
         pass
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_on_a_gpu_stops_and_goes_on(tmp_path, precision):
+    settings = {"device": "cuda", "precision": precision}
+    trainer(tmp_path, model=StripedHyena2(TINY).cuda(), **settings).run(stopping_after(7))
+    again = trainer(tmp_path, model=StripedHyena2(TINY).cuda(), **settings)
+
+    assert again.restore() == 7
+    assert again.run() is Outcome.FINISHED
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 12
+    assert losses[-1] < 0.9 * losses[0]
