@@ -1,6 +1,7 @@
 """Files and folders that are complete or not there: written under another name, synced, then moved into place."""
 
 import ctypes
+import glob
 import os
 import re
 import shutil
@@ -60,10 +61,14 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that are gone left half-written beside `path`."""
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
-        number = re.fullmatch(r".*\.partial-(\d+)", leftover.name)
-        if number and not _is_running(int(number[1])):
+    """Undo or remove what processes that are gone left half-way beside `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = re.fullmatch(r"(partial|previous)-(\d+)", leftover.name.removeprefix(f".{path.name}."))
+        if not match or _is_running(int(match[2])):
+            continue
+        if match[1] == "previous" and not path.exists():
+            os.replace(leftover, path)
+        else:
             _remove(leftover)
 
 

@@ -216,6 +216,19 @@ def test_a_kill_at_any_moment_leaves_a_complete_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "n"]  # leftovers are gone
 
 
+def test_what_a_kill_between_two_renames_left_is_put_back(tmp_path: Path) -> None:
+    gone = 2**22 + 1  # above the largest process number
+    write(tmp_path / "m[1]")
+    before = model_hash(tmp_path / "m[1]")
+    os.replace(tmp_path / "m[1]", tmp_path / f".m[1].previous-{gone}")
+    (tmp_path / f".m[1].partial-{gone}").mkdir()
+    (tmp_path / f".m[1].partial-{os.getppid()}").mkdir()  # of a process at work
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "m[1]"):
+        raise ZeroDivisionError
+    assert model_hash(tmp_path / "m[1]") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".m[1].partial-{os.getppid()}", "m[1]"]
+
+
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Sh2Error, match=r"cannot write .*file/m: "), replacing(tmp_path / "file" / "m"):

@@ -57,6 +57,19 @@ def test_parts_are_read_without_joining_them(tmp_path: Path, count: int) -> None
     assert len(list(tmp_path.iterdir())) == count
 
 
+def test_a_file_saved_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
+    torch.save(some_tensors(), tmp_path / "cpu.pt")
+    with zipfile.ZipFile(tmp_path / "cpu.pt") as old, zipfile.ZipFile(tmp_path / "m.pt", "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename.endswith("data.pkl"):  # where every storage lay, as a pickled string
+                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert b"cuda:0" in data
+            new.writestr(entry.filename, data)
+    assert_same(read_torch_file(tmp_path / "m.pt"), some_tensors())
+    assert_same(read_torch_parts(cut(tmp_path / "m.pt", 2)), some_tensors())
+
+
 def test_a_state_dict_of_parameters_is_read(tmp_path: Path) -> None:
     layer = torch.nn.Linear(3, 2)
     torch.save({"module": dict(layer.named_parameters())}, tmp_path / "m.pt")
