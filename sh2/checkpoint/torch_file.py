@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +54,9 @@ def read_torch_parts(paths: Sequence[Path]) -> dict[str, LazyTensor]:
     joined: Any = io.BufferedReader(_Parts(paths))
     with FakeTensorMode():
         loaded = _load(joined, label, mapped=False)
-    return {name: _stored(joined, tensor, label) for name, tensor in _tensors(loaded, label).items()}
+    fakes = _tensors(loaded, label)
+    _check_offsets(joined, fakes.values(), label)
+    return {name: _stored(joined, fake, label) for name, fake in fakes.items()}
 
 
 def _load(file: Path | BinaryIO, label: str, *, mapped: bool) -> object:
@@ -90,11 +92,34 @@ def _tensors(loaded: object, label: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _offset(fake: Tensor) -> int:
+    storage: Any = fake.untyped_storage()
+    offset: int = storage._checkpoint_offset
+    return offset
+
+
+def _check_offsets(file: BinaryIO, fakes: Iterable[Tensor], label: str) -> None:
+    """Compare where torch says that values lie with the archive's own directory.
+
+    Torch computes the places on the assumption that it wrote the archive itself; one packed again by another program
+    would be read from the wrong places without a word.
+    """
+    with zipfile.ZipFile(file) as archive:
+        numbered = [(entry, re.search(r"/data/(\d+)$", entry.filename)) for entry in archive.infolist()]
+        by_number = sorted((int(match[1]), entry.header_offset) for entry, match in numbered if match)
+        computed = any(entry.filename.endswith("/.format_version") for entry, _ in numbered)
+    begins = [_data_begin(file, header) for _, header in by_number]
+    in_order = begins == sorted(begins)
+    if (computed and not in_order) or not {_offset(fake) for fake in fakes if fake.numel()} <= set(begins):
+        raise Sh2Error(f"{label} were not laid out by torch.save and cannot be read apart").hint(
+            "join them: `cat NAME.pt.part0 NAME.pt.part1 ... > NAME.pt`, in numeric order"
+        )
+
+
 def _stored(file: Any, fake: Tensor, label: str) -> LazyTensor:
     """A tensor whose values lie in the file where torch says."""
     shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
-    storage: Any = fake.untyped_storage()
-    begin = storage._checkpoint_offset + fake.storage_offset() * dtype.itemsize
+    begin = _offset(fake) + fake.storage_offset() * dtype.itemsize
     items = 0 if 0 in shape else 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
 
     def read() -> Tensor:

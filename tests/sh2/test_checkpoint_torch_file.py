@@ -3,6 +3,7 @@
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,39 @@ def test_parts_are_read_without_joining_them(tmp_path: Path, count: int) -> None
     assert len(list(tmp_path.iterdir())) == count
 
 
+def repacked(path: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
+    with zipfile.ZipFile(path) as old:
+        entries = change([(entry.filename, old.read(entry)) for entry in old.infolist()])
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries:
+            new.writestr(name, data)
+
+
+def from_a_gpu(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Say that every storage lay on a GPU, in an archive from before torch could compute places."""
+    there, here = b"X\x06\x00\x00\x00cuda:0", b"X\x03\x00\x00\x00cpu"
+    assert any(here in data for _, data in entries)
+    return [(name, data.replace(here, there)) for name, data in entries if not name.endswith(".format_version")]
+
+
 def test_a_file_saved_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
-    torch.save(some_tensors(), tmp_path / "cpu.pt")
-    with zipfile.ZipFile(tmp_path / "cpu.pt") as old, zipfile.ZipFile(tmp_path / "m.pt", "w") as new:
-        for entry in old.infolist():
-            data = old.read(entry)
-            if entry.filename.endswith("data.pkl"):  # where every storage lay, as a pickled string
-                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
-                assert b"cuda:0" in data
-            new.writestr(entry.filename, data)
+    torch.save(some_tensors(), tmp_path / "m.pt")
+    repacked(tmp_path / "m.pt", from_a_gpu)
     assert_same(read_torch_file(tmp_path / "m.pt"), some_tensors())
     assert_same(read_torch_parts(cut(tmp_path / "m.pt", 2)), some_tensors())
+
+
+@pytest.mark.parametrize("order", [list, sorted, lambda entries: sorted(entries, reverse=True)])
+def test_an_archive_packed_by_another_program_is_read_right_or_not_at_all(
+    tmp_path: Path, order: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]
+) -> None:
+    many = {f"t{number}": torch.full((16,), float(number)) for number in range(12)}  # all of one size
+    torch.save(many, tmp_path / "m.pt")
+    repacked(tmp_path / "m.pt", order)
+    assert_same(read_torch_file(tmp_path / "m.pt"), many)
+    with pytest.raises(Sh2Error, match=r"were not laid out by torch\.save") as caught:
+        read_torch_parts(cut(tmp_path / "m.pt", 2))
+    assert "cat NAME.pt.part0" in caught.value.__notes__[0]
 
 
 def test_a_state_dict_of_parameters_is_read(tmp_path: Path) -> None:
