@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from data.errors import DataError
 from evo_cli.commands.convert import convert
 from evo_cli.commands.doctor import doctor
+from evo_cli.commands.evaluate import evaluate
 from evo_cli.commands.generate import generate
 from evo_cli.commands.models import models
 from evo_cli.commands.prepare import prepare
@@ -22,7 +23,7 @@ _INTERRUPTED = 130
 class EvoGroup(TyperGroup):
     """A group whose commands end a user's mistake with `error:` and `hint:` lines, never with a traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (DataError, Sh2Error, FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -78,6 +79,7 @@ def evo(
 
 for command in (prepare, train, score, generate, convert, models, doctor):
     app.command()(command)
+app.add_typer(evaluate, name="eval")
 
 
 def main() -> None:

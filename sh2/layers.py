@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         wide_BLD = x_BLD.float()
         rms_BL1 = torch.linalg.vector_norm(wide_BLD, dim=-1, keepdim=True) * wide_BLD.shape[-1] ** -0.5
-        return (wide_BLD / (rms_BL1 + self.eps) * self.scale.float()).to(x_BLD.dtype)
+        return (wide_BLD * (1.0 / (rms_BL1 + self.eps)) * self.scale.float()).to(x_BLD.dtype)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

@@ -1,0 +1,67 @@
+# Everything a fresh machine needs: `make demo` and `make test` set up what they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# without an NVIDIA GPU, the release that every number in the README was made with
+TORCH ?= $(shell command -v nvidia-smi > /dev/null && echo torch || echo torch==2.13.0)
+DEMO ?= demo
+GENOMES := tests/assets/genomes
+ECOLI := $(GENOMES)/ecoli_536_NC_008253.fna.gz
+
+.PHONY: help setup demo test test-gpu check format clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+setup: $(VENV)/.installed  ## make the virtual environment and install evo with its development tools
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## train on a real genome, beat a Markov model, score variants, generate, draw
+	@mkdir -p $(DEMO)
+	@echo "== 1. prepare E. coli 536: 4.9 million bases, one in twenty held out"
+	$(BIN)/evo prepare $(ECOLI) -o $(DEMO)/ecoli.h5
+	@echo "== 2. train the debug model (0.9 million parameters)"
+	$(BIN)/evo train $(DEMO)/ecoli.h5 --preset debug --steps 120 --lr 3e-3 --valid-every 40 --save-every 40 \
+	    -o $(DEMO)/run $$(test -d $(DEMO)/run/checkpoints && echo --resume)
+	@echo "== 3. compare it with a Markov model of order 3, on the same held-out bases"
+	$(BIN)/evo eval markov $(DEMO)/ecoli.h5 --order 3 | tee $(DEMO)/markov.tsv
+	$(BIN)/evo eval perplexity $(DEMO)/ecoli.h5 --model $(DEMO)/run/model | tee $(DEMO)/perplexity.tsv
+	@echo "== 4. score made-up variants of the gene thrA: silent, stop-making, frame-shifting"
+	$(BIN)/evo score $(GENOMES)/ecoli_536_thrA.vcf --reference $(ECOLI) --model $(DEMO)/run/model --window 1024 \
+	    -o $(DEMO)/thrA.tsv
+	@awk -F'\t' 'NR > 1 {sub(/_.*/, "", $$3); n[$$3]++; sum[$$3] += $$7} \
+	    END {for (kind in n) printf "%s\tmean delta %.2f\t(%d variants)\n", kind, sum[kind] / n[kind], n[kind]}' \
+	    $(DEMO)/thrA.tsv | sort
+	@echo "== 5. generate three sequences"
+	$(BIN)/evo generate --model $(DEMO)/run/model --prompt ATGCGAGTGTTGAAGTTCGGCGG --length 300 --samples 3 --seed 1 \
+	    -o $(DEMO)/generated.fa
+	@head -5 $(DEMO)/generated.fa
+	@echo "== done: held-out bits per base, fewer is better"
+	@awk -F'\t' 'FNR == 2 {printf "%-12s%s\n", ($$1 ~ /markov/ ? $$1 : "this model"), $$NF}' \
+	    $(DEMO)/markov.tsv $(DEMO)/perplexity.tsv
+	@echo "model $(DEMO)/run/model, curve $(DEMO)/run/loss.png, scores $(DEMO)/thrA.tsv, sequences $(DEMO)/generated.fa"
+
+test: $(VENV)/.installed  ## run the tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -q -m gpu
+
+check: $(VENV)/.installed  ## lint, format, types, architecture: reads only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## rewrite the code as `check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, the demo and caches
+	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,123 @@
+"""`evo eval`: how well a model predicts held-out DNA, and the baselines it has to beat."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from data.store import TokenStore
+
+evaluate = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure a model on held-out DNA, and the baselines it has to beat.",
+)
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE.h5", help="A token store of `evo prepare`.")]
+SplitOption = Annotated[str, typer.Option("--split", help="What to measure on: train, valid or test.")]
+
+
+@evaluate.command()
+def perplexity(
+    store: StoreArgument,
+    model: ModelOption,
+    split: SplitOption = "valid",
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Bases read at once, at most; the model's own by default.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", min=1, help="Step from window to window; half the context by default.")
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+) -> None:
+    """Print a model's bits per base on a split of a store, as TSV.
+
+    Every A, C, G and T of the split is predicted once, with at least context - stride bases before it; soft-masked
+    bases count like others. `evo eval markov` measures on the same bases.
+
+    \b
+    Examples:
+      evo eval perplexity genome.h5 --model run/model
+      evo eval perplexity genome.h5 --model run/model --split test --context 8192
+    """
+    import math
+
+    import numpy as np
+
+    from data.sequence import IS_BASE, to_upper_dna
+    from data.store import TokenStore
+    from evo_cli.inference import load_model
+    from evo_cli.progress import progress_bar
+    from sh2.perplexity import sliding_log_probs
+
+    with TokenStore(store) as opened:
+        stretches = list(_stretches(opened, split))
+        loaded = load_model(model, device, precision)
+        window = context or loaded.config.context
+        step = stride or max(1, window // 2)
+        total, bases, read = 0.0, 0, 0
+        with progress_bar("eval", total=sum(stretch.size for stretch in stretches)) as bar:
+            for stretch in stretches:
+                log_probs = sliding_log_probs(loaded, to_upper_dna(stretch), context=window, stride=step)
+                counted = IS_BASE[stretch]
+                total += float(log_probs[counted].sum(dtype=np.float64))
+                bases += int(counted.sum())
+                read += stretch.size
+                bar.update(read)
+    typer.echo("model\tsplit\tbases\tcontext\tstride\tbits_per_base")
+    typer.echo(f"{model}\t{split}\t{bases}\t{window}\t{step}\t{-total / bases / math.log(2):.4f}")
+
+
+@evaluate.command()
+def markov(
+    store: StoreArgument,
+    order: Annotated[list[int] | None, typer.Option("--order", min=0, help="Order; may be given again.")] = None,
+    split: SplitOption = "valid",
+) -> None:
+    """Print the bits per base of static Markov models on a split of a store, as TSV.
+
+    Counts are taken on both strands of the train split, with one pseudo-count; nothing is learned on the way. Orders
+    1 to 8 if none is given.
+
+    \b
+    Examples:
+      evo eval markov genome.h5
+      evo eval markov genome.h5 --order 3 --split test
+    """
+    from data.markov import markov_bits_per_base
+    from data.sequence import IS_BASE
+    from data.store import TokenStore
+
+    with TokenStore(store) as opened:
+        tested = list(_stretches(opened, split))
+        bases = sum(int(IS_BASE[stretch].sum()) for stretch in tested)
+        typer.echo("model\tsplit\tbases\tbits_per_base")
+        for one in order or range(1, 9):
+            bits = markov_bits_per_base(_stretches(opened, "train"), tested, one)
+            typer.echo(f"markov-{one}\t{split}\t{bases}\t{bits:.4f}")
+
+
+def _stretches(store: "TokenStore", split: str) -> "Iterator[NDArray[np.uint8]]":
+    """The bases of a split, one contiguous stretch of a record at a time.
+
+    Raises:
+        DataError: there is no such split, or nothing in it.
+    """
+    from data.errors import DataError
+    from data.store import Split
+
+    if split not in list(Split):
+        raise DataError(f"unknown split `{split}`").hint(f"known splits: {', '.join(Split)}")
+    segments = store.segments(split)
+    if not len(segments):
+        raise DataError(f"{store.path}: the {split} split is empty").hint("prepare the store with a larger fraction")
+    for segment in segments:
+        yield store.read(int(segment["start"]), int(segment["end"]))
