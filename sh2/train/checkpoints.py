@@ -50,6 +50,7 @@ class Progress:
     model: dict[str, Any]  # as `ModelConfig.to_dict`
     data: str  # identity of the data
     torch: str  # version
+    evo: str  # version
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":

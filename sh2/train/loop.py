@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sh2.checkpoint import save_model
+from sh2.checkpoint.folder import evo_version
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.train.checkpoints import Best, Checkpoints, Progress, remove_leftovers
@@ -235,6 +236,7 @@ class Trainer:
             model=self._model.config.to_dict(),
             data=self._data_identity,
             torch=torch.__version__,
+            evo=evo_version(),
         )
         self._checkpoints.save(self._model, self._optimizer, progress)
         self._saved_step = self._step
@@ -244,12 +246,15 @@ class Trainer:
         check_unchanged("train", saved.config, self._config.to_dict())
         check_unchanged("model", saved.model, self._model.config.to_dict())
         check_unchanged("data", {"checksum": saved.data}, {"checksum": self._data_identity})
-        now = {"threads": self._config.threads, "device": self._config.device, "torch": torch.__version__}
-        before = {"threads": saved.config["threads"], "device": saved.config["device"], "torch": saved.torch}
-        for key, value in now.items():
-            if value != before[key]:
+        for what, before, now in (
+            ("threads", saved.config["threads"], self._config.threads),
+            ("device", saved.config["device"], self._config.device),
+            ("torch", saved.torch, torch.__version__),
+            ("evo", saved.evo, evo_version()),
+        ):
+            if now != before:
                 self._observer.note(
-                    f"warning: the run began with {key} {before[key]} and goes on with {value}: "
+                    f"warning: the run began with {what} {before} and goes on with {now}: "
                     "its numbers can differ in the last bits from an uninterrupted run's"
                 )
 
