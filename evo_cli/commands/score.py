@@ -25,7 +25,9 @@ _VARIANT_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 
 
 def score(
-    input: Annotated[str, typer.Argument(help="FASTA or GenBank, or VCF/BCF with --reference; `-` is stdin.")],
+    input: Annotated[
+        str, typer.Argument(metavar="INPUT", help="FASTA or GenBank, or VCF/BCF with --reference; `-` is stdin.")
+    ],
     model: ModelOption,
     reference: Annotated[
         Path | None, typer.Option("--reference", "-r", help="FASTA of the genome that the variants lie on.")
@@ -142,6 +144,7 @@ def sequences(
 ) -> None:
     """Write one row a record and, if asked for, one a base."""
     from contextlib import ExitStack
+    from itertools import chain, islice
 
     from data.reader import read_records
     from evo_cli.inference import say
@@ -150,6 +153,8 @@ def sequences(
     from evo_cli.sequence_scores import BASE_COLUMNS, COLUMNS, score_records
 
     records = read_records(path)
+    # a file that cannot be read is found before the model takes its time
+    head = list(islice(records, 1))
     model = load()
     lower = bases = 0
     with ExitStack() as stack:
@@ -161,7 +166,7 @@ def sequences(
             base_stream.write("\t".join(BASE_COLUMNS) + "\n")
         for result in score_records(
             model,
-            records,
+            chain(head, records),
             prepend_eod=prepend_eod,
             keep_case=keep_case,
             per_base=base_stream is not None,

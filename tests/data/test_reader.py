@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -142,3 +143,12 @@ def test_source_knows_the_size_and_checksum_of_the_file(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_known_suffixes(name: str, known: bool) -> None:
     assert has_known_suffix(name) is known
+
+
+def test_a_stream_that_does_not_wait_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading) as stream, open(writing, "w"):
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(DataError, match="standard input: cannot be read: the stream does not wait for its data"):
+            read(Path("-"))

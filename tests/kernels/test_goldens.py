@@ -1,6 +1,5 @@
 """The operators against vectors computed by the published inference code: prefill, state, nine single steps."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

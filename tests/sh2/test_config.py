@@ -52,7 +52,7 @@ def test_the_presets_are_the_published_seven_ours_and_transformers() -> None:
     assert sizes["debug"] == pytest.approx(1e6, rel=0.2)
     assert sizes["1b"] == pytest.approx(1.1e9, rel=0.05)
     assert list(sizes.values()) == sorted(sizes.values())
-    for name, config in TRAINABLE.items():
+    for name in TRAINABLE:
         twin = TRANSFORMERS[f"{name}-transformer"]
         assert set(twin.layout) == {"*"}
         assert count_parameters(twin) == pytest.approx(sizes[name], rel=0.02)

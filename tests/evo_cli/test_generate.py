@@ -1,0 +1,73 @@
+"""`evo generate` as a user runs it."""
+
+from pathlib import Path
+
+import sh2
+from tests.evo_cli.cli import evo
+
+
+def fasta(text: str) -> dict[str, str]:
+    """Header to sequence."""
+    records: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith(">"):
+            header = line[1:]
+            records[header] = ""
+        else:
+            records[header] += line
+    return records
+
+
+def test_the_interface_that_scripts_rely_on(model_folder: Path) -> None:
+    result = evo(
+        *("generate", "--model", model_folder, "--prompt", "ACGT", "--length", 90),
+        *("--temperature", 0.7, "--seed", 5, "--samples", 3, "--no-stop-at-eod"),
+    )
+    assert result.returncode == 0, result.stderr
+    records = fasta(result.stdout)
+    assert [header.split()[0] for header in records] == ["sample_1", "sample_2", "sample_3"]
+    want = sh2.generate(
+        sh2.load(model_folder),
+        ["ACGT"],
+        length=90,
+        temperature=0.7,
+        seed=5,
+        samples=3,
+        alphabet="ACGT",
+        stop_at_eod=False,
+    )
+    assert list(records.values()) == [bytes(one.ids.tolist()).decode() for one in want]
+    for header in records:
+        assert "length=90" in header
+        assert "seed=5 temperature=0.7" in header
+        assert "end=length" in header
+    assert max(len(line) for line in result.stdout.splitlines() if not line.startswith(">")) == 80
+
+
+def test_prompts_from_a_file_and_from_stdin_are_upper_cased_and_named(tmp_path: Path, model_folder: Path) -> None:
+    text = ">p1 a prompt\nacgtacgt\n>p2\nG\n"
+    path = tmp_path / "prompts.fa"
+    path.write_text(text)
+    common = ("generate", "-m", model_folder, "-n", 20, "-t", 0, "--include-prompt", "--no-stop-at-eod")
+    from_file, from_stdin = evo(*common, "--prompts", path), evo(*common, "--prompts", "-", stdin=text)
+    assert from_file.returncode == 0, from_file.stderr
+    assert from_file.stdout == from_stdin.stdout
+    records = fasta(from_file.stdout)
+    assert [header.split()[0] for header in records] == ["p1_1", "p2_1"]
+    assert next(iter(records.values())).startswith("ACGTACGT")
+    alone = evo(*common, "--prompt", "ACGTACGT")
+    assert next(iter(fasta(alone.stdout).values())) == next(iter(records.values()))
+
+
+def test_an_output_file_appears_whole(tmp_path: Path, model_folder: Path) -> None:
+    out = tmp_path / "new.fa"
+    result = evo("generate", "-m", model_folder, "-p", "A", "-n", 10, "-o", out)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert out.read_text().startswith(">sample_1 ")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.fa"]
+
+
+def test_an_empty_prompt_starts_from_nothing(model_folder: Path) -> None:
+    result = evo("generate", "-m", model_folder, "-p", "", "-n", 12, "--no-stop-at-eod")
+    assert result.returncode == 0, result.stderr
+    assert len(next(iter(fasta(result.stdout).values()))) == 12
