@@ -3,6 +3,7 @@
 Knows compression, checksums and byte-order marks; knows nothing of what the bytes mean.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -55,7 +56,9 @@ class _Tap(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # collections.abc.Buffer comes with Python 3.12
         view = memoryview(buffer).cast("B")
-        count = int(self._stream.readinto(view))  # type: ignore[attr-defined]
+        count: int | None = self._stream.readinto(view)  # type: ignore[attr-defined]
+        if count is None:
+            raise BlockingIOError(errno.EAGAIN, "the stream does not wait for its data")
         self.count += count
         if self._digest is not None:
             self._digest.update(view[:count])
@@ -63,6 +66,14 @@ class _Tap(io.RawIOBase):
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest() if self._digest is not None else ""
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input without its buffer, which reads on in C until it is full: a Ctrl-C between two of its reads
+    would wait for more data to come."""
+    stream = sys.stdin.buffer
+    raw: BinaryIO = getattr(stream, "raw", stream)
+    return raw
 
 
 class Source:
@@ -75,7 +86,7 @@ class Source:
     def __init__(self, path: str | os.PathLike[str], *, checksum: bool = False) -> None:
         self.path = Path(path)
         self.name = "standard input" if self.path == STDIN else str(self.path)
-        self._file = sys.stdin.buffer if self.path == STDIN else self._open()
+        self._file = _standard_input() if self.path == STDIN else self._open()
         self._tap = _Tap(self._file, checksum)
         try:
             buffered = io.BufferedReader(self._tap, buffer_size=1 << 20)
