@@ -12,6 +12,8 @@ from sh2.config import ModelConfig, RotaryFrequencies
 from sh2.layers import linear
 from sh2.precision import Float32Kept
 
+_MASK_ENTRIES = 1 << 26
+
 
 class AttentionState(NamedTuple):
     """Rotated keys and values of the tokens seen, and where each row's sequence begins among them.
@@ -85,18 +87,31 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
         y_BLHC in the dtype of v.
     """
     L, S = q_BLHC.shape[1], k_BSJC.shape[1]
-    mask = None
-    if begin_B is not None or 1 < L < S:
-        key = torch.arange(S, device=q_BLHC.device)
-        mask = key[None, None, None, :] <= key[S - L :, None]
-        if begin_B is not None:
-            mask = mask & (key >= begin_B[:, None, None, None])
-    y_BHLC = F.scaled_dot_product_attention(
-        q_BLHC.to(v_BSJC.dtype).transpose(1, 2),
-        k_BSJC.to(v_BSJC.dtype).transpose(1, 2),
-        v_BSJC.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None and L == S,
-        enable_gqa=q_BLHC.shape[2] != k_BSJC.shape[2],
-    )
-    return y_BHLC.transpose(1, 2)
+    q_BHLC, k_BJSC = (tensor.to(v_BSJC.dtype).transpose(1, 2) for tensor in (q_BLHC, k_BSJC))
+    v_BJSC = v_BSJC.transpose(1, 2)
+    grouped = q_BHLC.shape[1] != k_BJSC.shape[1]
+    if begin_B is None and L in (1, S):
+        causal = L > 1
+        y_BHLC = F.scaled_dot_product_attention(q_BHLC, k_BJSC, v_BJSC, is_causal=causal, enable_gqa=grouped)
+        return y_BHLC.transpose(1, 2)
+    # a mask has as many entries as queries times keys: with a long past, a few queries at a time
+    rows = 1 if begin_B is None else len(begin_B)
+    step = max(1, _MASK_ENTRIES // (rows * S))
+    outputs = [
+        F.scaled_dot_product_attention(
+            q_BHLC[:, :, first : first + step],
+            k_BJSC,
+            v_BJSC,
+            attn_mask=_mask(S - L + first, min(step, L - first), S, begin_B, q_BHLC.device),
+            enable_gqa=grouped,
+        )
+        for first in range(0, L, step)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _mask(first: int, queries: int, S: int, begin_B: Tensor | None, device: torch.device) -> Tensor:
+    """bool [B or 1, 1, queries, S]: which of S entries the queries at first, first + 1, ... see."""
+    key = torch.arange(S, device=device)
+    mask = key[None, None, None, :] <= key[first : first + queries, None]
+    return mask if begin_B is None else mask & (key >= begin_B[:, None, None, None])

@@ -183,3 +183,14 @@ def test_the_starting_loss_is_near_that_of_guessing_evenly() -> None:
 def test_an_empty_or_flat_batch_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(Sh2Error, match=r"token ids must be \[batch, length\] with neither empty, not"):
         tiny()(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_a_long_past_is_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids_BL = tiny("attention only"), ids(2, 90)
+    starts = torch.zeros(2, 90, dtype=torch.bool)
+    starts[1, 20] = True
+    with torch.inference_mode():
+        want, want_documents = in_pieces(model, ids_BL, [30, 60]), model(ids_BL, document_starts_BL=starts)[0]
+        monkeypatch.setattr("sh2.mixers.attention._MASK_ENTRIES", 700)
+        assert relative_error(in_pieces(model, ids_BL, [30, 60]), want) < 1e-6
+        assert relative_error(model(ids_BL, document_starts_BL=starts)[0], want_documents) < 1e-6
