@@ -49,7 +49,7 @@ def _scan_chunks(
     B, L, D = w_BLD.shape
     t = torch.arange(T, device=w_BLD.device, dtype=w_BLD.dtype)
     powers_DNT = torch.exp(log_poles_DN[:, :, None] * t)
-    w_DTX = w_BLD.reshape(B * (L // T), T, D).permute(2, 1, 0)
+    w_DTX = w_BLD.reshape(B * (L // T), T, D).permute(2, 1, 0).contiguous()
 
     # within a chunk: a lower triangular Toeplitz matrix of the filter's first T values
     h_DT = torch.einsum("dn,dnt->dt", residues_DN, powers_DNT)
