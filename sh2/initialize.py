@@ -6,25 +6,22 @@ on what else the model holds, or on how it is split over devices.
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from sh2.config import ModelConfig
 from sh2.mixers import Attention, HyenaLI, HyenaMR, HyenaSE
 from sh2.mixers.attention import rotary_frequencies
 from sh2.mixers.hyena import decay_window
-
-if TYPE_CHECKING:
-    from sh2.model import StripedHyena2
 
 # Hyena-LI's memories at the start, in tokens, spread evenly in the logarithm over the modes of a channel
 _SHORTEST_MEMORY, _LONGEST_MEMORY = 2.0, 4096.0
 
 
 @torch.no_grad()
-def initialize(model: "StripedHyena2", seed: int) -> None:
-    """Set every parameter and buffer of the model in place.
+def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Set every parameter and buffer of a `StripedHyena2` of that configuration in place.
 
     Matrices into a block are N(0, 2/(5D)), matrices out of it N(0, (2/(layers sqrt(D)))^2), as in the published
     recipe; biases are 0, norms 1. Filters start close to passing the current token through.
@@ -32,7 +29,6 @@ def initialize(model: "StripedHyena2", seed: int) -> None:
     Raises:
         ValueError: the model has a parameter that no rule covers.
     """
-    config = model.config
     into = math.sqrt(2 / (5 * config.width))
     out = 2 / (config.num_layers * math.sqrt(config.width))
     rules = {"embedding.weight": into, "unembedding.weight": into, "input.weight": into, "output.weight": out}

@@ -60,7 +60,7 @@ class StripedHyena2(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.unembedding = None if config.tied_embeddings else linear(config.width, config.vocab_size, bias=False)
         if not self.embedding.weight.is_meta:
-            initialize(self, seed)
+            initialize(self, config, seed)
 
     def forward(
         self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
