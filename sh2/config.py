@@ -62,6 +62,13 @@ PUBLISHED_WINDOW = DecayWindow(alpha_first=1e-2 / 8191, alpha_last=1e2 / 8191)
 # from a memory of a thousand tokens, which 128 taps leave flat, to one of three
 DEFAULT_WINDOW = DecayWindow(alpha_first=1e-3, alpha_last=0.3)
 
+NAMED_WINDOWS: dict[str, DecayWindow | None] = {
+    "none": None,
+    "default": DEFAULT_WINDOW,
+    "published": PUBLISHED_WINDOW,
+}
+"""Decay windows that a configuration file can name instead of giving the rates."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -164,8 +171,7 @@ class ModelConfig:
         for key, enum in _ENUMS.items():
             if read.get(key) is not None:
                 read[key] = _member(key, enum, read[key])
-        if isinstance(read.get("mr_window"), Mapping):
-            read["mr_window"] = DecayWindow(**read["mr_window"])
+        read["mr_window"] = _window(read.get("mr_window"))
         return cls(**read)
 
 
@@ -183,3 +189,14 @@ def _member(key: str, enum: type[StrEnum], value: object) -> StrEnum:
     except ValueError:
         allowed = ", ".join(member.value for member in enum)
         raise Sh2Error(f"{key} must be one of {allowed}, not `{value}`") from None
+
+
+def _window(value: object) -> DecayWindow | None:
+    if isinstance(value, str) and value in NAMED_WINDOWS:
+        return NAMED_WINDOWS[value]
+    if isinstance(value, Mapping) and set(value) == {"alpha_first", "alpha_last"}:
+        return DecayWindow(**value)
+    if value is None or isinstance(value, DecayWindow):
+        return value
+    names = ", ".join(NAMED_WINDOWS)
+    raise Sh2Error(f"mr_window must be {names} or a table of alpha_first and alpha_last, not {value!r}")

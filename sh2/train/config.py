@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self, get_type_hints
 
-from sh2.config import DecayWindow, ModelConfig
+from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import preset
 
@@ -204,12 +204,6 @@ def _pair(key: str, value: object) -> tuple[float, float]:
     return _number(key, value[0]), _number(key, value[1])
 
 
-def _window(key: str, value: object) -> DecayWindow:
-    if not isinstance(value, Mapping) or set(value) != {"alpha_first", "alpha_last"}:
-        raise _wrong(key, "a table of alpha_first and alpha_last", value)
-    return DecayWindow(**{name: _number(f"{key}.{name}", rate) for name, rate in value.items()})
-
-
 def _wrong(key: str, wanted: str, value: object) -> Sh2Error:
     return Sh2Error(f"{key} must be {wanted}, not {value!r}")
 
@@ -221,7 +215,6 @@ _READERS: Mapping[Any, Callable[[str, object], Any]] = MappingProxyType(
         bool: _flag,
         str: _text,
         tuple[float, float]: _pair,
-        DecayWindow | None: _window,
     }
 )
 

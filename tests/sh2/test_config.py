@@ -89,6 +89,10 @@ def test_a_configuration_survives_plain_values(config: ModelConfig) -> None:
         ({"queries_per_kv_head": 3}, "num_heads 4 is not a multiple of queries_per_kv_head 3"),
         ({"activation": "relu"}, "activation must be one of gelu, silu, identity, not `relu`"),
         ({"widht": 3}, "unknown model field `widht`"),
+        (
+            {"mr_window": "strong"},
+            "mr_window must be none, default, published or a table of alpha_first and alpha_last, not 'strong'",
+        ),
         ({"mr_window": {"alpha_first": 0, "alpha_last": 1}}, "the decay window needs alpha_first > 0, not 0"),
     ],
 )
@@ -96,6 +100,19 @@ def test_a_wrong_configuration_is_one_sentence(changes: dict[str, object], messa
     values = dataclasses.replace(TINY, num_heads=4).to_dict() | changes
     with pytest.raises(Sh2Error, match=f"^{re.escape(message)}"):
         ModelConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("value", "window"),
+    [
+        ("none", None),
+        ("default", DEFAULT_WINDOW),
+        ("published", PUBLISHED_WINDOW),
+        ({"alpha_first": 0.5, "alpha_last": 2.0}, DecayWindow(alpha_first=0.5, alpha_last=2.0)),
+    ],
+)
+def test_a_window_has_a_name_or_two_rates(value: object, window: DecayWindow | None) -> None:
+    assert ModelConfig.from_dict(TINY.to_dict() | {"mr_window": value}).mr_window == window
 
 
 def test_a_missing_field_is_named() -> None:

@@ -78,7 +78,7 @@ def test_a_model_table_replaces_fields_of_a_preset():
         ),
         (
             {"preset": "nano", "mr_window": {"alpha": 1}},
-            "model field `mr_window` must be a table of alpha_first and alpha_last, not {'alpha': 1}",
+            "mr_window must be none, default, published or a table of alpha_first and alpha_last, not {'alpha': 1}",
             None,
         ),
     ],
