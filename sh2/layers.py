@@ -15,7 +15,7 @@ def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """y = scale * x / (rms(x) + eps), in float32, rounded once. The eps is on the root, not under it."""
+    """y = scale * x / (rms(x) + eps), in float32 or better, rounded once. The eps is on the root, not under it."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -23,9 +23,9 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        wide_BLD = x_BLD.float()
+        wide_BLD = x_BLD.to(torch.promote_types(x_BLD.dtype, torch.float32))
         rms_BL1 = torch.linalg.vector_norm(wide_BLD, dim=-1, keepdim=True) * wide_BLD.shape[-1] ** -0.5
-        return (wide_BLD * (1.0 / (rms_BL1 + self.eps)) * self.scale.float()).to(x_BLD.dtype)
+        return (wide_BLD * (1.0 / (rms_BL1 + self.eps)) * self.scale.to(wide_BLD.dtype)).to(x_BLD.dtype)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

@@ -75,8 +75,8 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotate(x_BLHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32, rounded once."""
-    a, b = x_BLHC.float().chunk(2, dim=-1)
+    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32 or better, rounded once."""
+    a, b = x_BLHC.to(torch.promote_types(x_BLHC.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_BLHC.dtype)
 
 

@@ -194,3 +194,10 @@ def test_a_long_past_is_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("sh2.mixers.attention._MASK_ENTRIES", 700)
         assert relative_error(in_pieces(model, ids_BL, [30, 60]), want) < 1e-6
         assert relative_error(model(ids_BL, document_starts_BL=starts)[0], want_documents) < 1e-6
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_float64_model_agrees_with_float32_to_its_rounding(name: str) -> None:
+    ids_BL = ids(2, 140)
+    with torch.inference_mode():
+        assert relative_error(tiny(name)(ids_BL)[0], tiny(name).double()(ids_BL)[0]) < 2e-6
