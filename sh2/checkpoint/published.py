@@ -63,10 +63,8 @@ def published_to_ours(
         block, _, last = entry.ours.rpartition(".")
         if last == "log_poles":
             ours[f"{block}.pole_shift"] = _zeros(lazy.shape)
-        if last == "inv_freq" and lazy.dtype is not torch.float32:
-            lazy = LazyTensor.of(rotary_frequencies(config))  # as the published code does with any other dtype
-        if last in ("log_poles", "residues"):
-            lazy = lazy.map(Tensor.float)
+        if last in ("log_poles", "residues", "inv_freq"):
+            lazy = lazy.map(Tensor.float)  # rounded ones stay rounded: the published code widens them too
         ours[entry.ours] = lazy
     if config.input_bias and not layout.hyena_input_bias:
         for layer, kind in enumerate(config.kinds):

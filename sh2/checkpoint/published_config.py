@@ -35,7 +35,8 @@ _IDLE_KEYS = """
     attn_block_dtype hyena_block_dtype mlp_dtype params_dtype depthwise_dtype use_hcs_kernel use_hcm_kernel
     use_hcl_kernel use_flash_attn use_flash_rmsnorm use_flash_depthwise use_flashfft use_flash_fft use_laughing_hyena
     inference_mode log_intermediate_values make_vocab_size_divisible_by mlp_init_method mlp_output_init_method
-    pipe_parallel_size print_activations ground_truth_activations_path tokenizer_type low_mem_mode seqlen"""
+    pipe_parallel_size print_activations ground_truth_activations_path tokenizer_type low_mem_mode seqlen compile
+    padding_idx process_group"""
 _KNOWN = frozenset(_EFFECTIVE_KEYS.split()) | frozenset(_IDLE_KEYS.split())
 
 
@@ -146,7 +147,8 @@ def _kinds(keys: "_Keys") -> list[MixerKind]:
 
 
 def _groups(keys: "_Keys", key: str, used: bool) -> int:
-    return keys.integer(key) if used else 1
+    """Filter groups; without the key the published code gives every channel a filter of its own."""
+    return keys.integer(key, keys.integer("hidden_size")) if used else 1
 
 
 def _mlp_width(keys: "_Keys") -> int:

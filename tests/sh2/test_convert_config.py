@@ -43,6 +43,9 @@ def config_of(changes: dict[str, Any], *names: str, drop: str = "") -> tuple[Mod
         ({"hcs_filter_length": 128}, "", "se_skip", True),
         ({"attn_layer_idxs": [1, 3], "hcl_layer_idxs": [0, 1, 2, 77]}, "", "layout", "L*L*"),
         ({}, "max_seqlen", "context", 8192),
+        ({}, "hcs_filter_groups", "se_groups", 24),  # a filter a channel
+        ({"hcm_filter_groups": None}, "", "mr_groups", 24),
+        ({"compile": True, "padding_idx": None}, "", "num_modes", 5),
         ({}, "mha_out_proj_bias", "attention_output_bias", True),
         ({}, "vocab_size", "vocab_size", 512),
         ({"use_fp8_input_projections": True}, "", "fp8_input_projections", True),
