@@ -1,5 +1,6 @@
 """A model in memory from a folder, a published file or a name, and back to a folder."""
 
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from sh2.checkpoint.folder import write_model_folder
 from sh2.checkpoint.source import open_model
-from sh2.checkpoint.tensors import LazyTensor, check_tensors, stays_float32
+from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.mixers import Attention
@@ -25,8 +26,8 @@ def load(
     Args:
         path_or_name: a model folder, a published file with its configuration beside it (or named after a published
             model), the name of a published model (`evo2_7b`) or a repository on the hub.
-        dtype: of the weights; None keeps each as it is stored. Poles, residues and rotary frequencies are float32
-            always.
+        dtype: of the weights; None keeps each as it is stored, except that weights of matrix products that differ
+            get the dtype that holds them all. Poles, residues and rotary frequencies are float32 always.
 
     Raises:
         Sh2Error: there is no such model, a file is damaged, a tensor does not fit, or the device is not there.
@@ -38,7 +39,11 @@ def load(
     check_tensors(
         source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, str(path_or_name)
     )
-    tensors = {name: _placed(name, lazy, device, dtype) for name, lazy in source.tensors.items()}
+    product = dtype or _product_dtype(source.tensors)
+    tensors = {
+        name: _placed(name, lazy, device, product if _in_product(name) else dtype)
+        for name, lazy in source.tensors.items()
+    }
     model.load_state_dict(tensors, assign=True)
     for module in model.modules():
         if isinstance(module, Attention) and module.inv_freq.is_meta:
@@ -57,6 +62,17 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         raise TypeError(f"a {type(model).__name__} has no ModelConfig to save")
     tensors = {name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()}
     write_model_folder(Path(folder), config, tensors)
+
+
+def _in_product(name: str) -> bool:
+    """Whether a tensor of ours goes into a matrix product, which takes no mixture of dtypes."""
+    return name.endswith((".weight", ".bias"))
+
+
+def _product_dtype(tensors: Tensors) -> torch.dtype | None:
+    """The dtype that holds every weight of a product: a file may have its embeddings in another than the rest."""
+    dtypes = [lazy.dtype for name, lazy in tensors.items() if _in_product(name)]
+    return reduce(torch.promote_types, dtypes) if dtypes else None
 
 
 def _placed(name: str, lazy: LazyTensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

@@ -54,6 +54,16 @@ def test_a_model_saved_comes_back_to_the_bit(tmp_path: Path, config: ModelConfig
     assert not load(str(tmp_path / "m")).training
 
 
+def test_weights_of_mixed_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:
+    model = StripedHyena2(CONFIG, seed=3).to(torch.bfloat16)
+    model.embedding.float()
+    save_model(model, tmp_path / "m")
+    found = load(tmp_path / "m")
+    assert {tensor.dtype for name, tensor in found.state_dict().items() if name.endswith("weight")} == {torch.float32}
+    assert found.blocks[0].mixer.taps.dtype == torch.bfloat16
+    assert torch.equal(logits(found), logits(load(tmp_path / "m", dtype=torch.float32)))
+
+
 def test_a_dtype_leaves_poles_and_frequencies_alone(tmp_path: Path) -> None:
     config = replace(CONFIG, rotary_frequencies=RotaryFrequencies.STORED)
     save_model(StripedHyena2(config, seed=3), tmp_path / "m")
