@@ -44,8 +44,8 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Golden(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_there_are_the_four_cases() -> None:
-    assert [name.partition("_")[0] for name in CASES] == ["v1", "v2", "v3", "v4"]
+def test_there_are_the_seven_cases() -> None:
+    assert [name.partition("_")[0] for name in CASES] == ["v1", "v2", "v3", "v4", "v5", "v6", "v7"]
 
 
 def test_the_dtype_is_the_files(golden: Golden) -> None:
@@ -114,7 +114,7 @@ def test_the_greedy_tokens(golden: Golden) -> None:
 def test_the_scores(golden: Golden, request: pytest.FixtureRequest) -> None:
     path = GOLDENS / golden.case["name"] / "scoring.json"
     if not path.exists():
-        assert golden.case["name"][:2] in ("v3", "v4")
+        assert golden.case["name"][:2] not in ("v1", "v2")
         return
     scoring = json.loads(path.read_text())
     # the published code takes log-probabilities in the logits' dtype, so in bfloat16 it is the coarse one
