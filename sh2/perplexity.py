@@ -1,5 +1,7 @@
 """How well a model predicts a long sequence, each token with a bounded context before it."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,33 +12,50 @@ from sh2.tokens import EOD, Tokens, as_ids
 
 
 def sliding_log_probs(
-    model: StripedHyena2, tokens: Tokens, *, context: int, stride: int, max_tokens: int = 65_536
+    model: StripedHyena2,
+    tokens: Tokens,
+    *,
+    context: int,
+    stride: int | None = None,
+    prepend_eod: bool = True,
+    max_tokens: int = 65_536,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
-    """Return the log-probability of every token of a document, read in windows that overlap.
+    """Return the log-probability of every token, read in windows that overlap.
 
-    The document begins after an EOD. A window holds `context` tokens, and the next one begins `stride` later, so a
-    token has at least `context - stride` others before it, unless it is nearer to the beginning than that.
+    A window predicts `context` tokens, and the next one begins `stride` later, so a token has at least
+    `context - stride` others before it, unless it is nearer to the beginning than that.
+
+    Args:
+        stride: half the context by default.
+        prepend_eod: begin after an EOD, as a document does, so that the first token is scored too.
+        max_tokens: tokens of one batch, at most.
+        progress: called with the number of tokens that were newly scored.
 
     Returns:
-        float32 [L], natural logarithms.
+        float32 [L], or [L-1] without an EOD before; natural logarithms.
 
     Raises:
-        Sh2Error: the document is empty, or the stride is not 1 to `context`.
+        Sh2Error: the sequence is empty, or the stride is not 1 to `context`.
     """
+    stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise Sh2Error(f"the stride must lie in 1..{context}, the context, not {stride}")
     ids = as_ids(tokens, model.config.vocab_size)
     if not ids.size:
-        raise Sh2Error("the document is empty: there is nothing to score")
-    padded = np.concatenate([[EOD], ids])
-    # every window's last prediction; the first window keeps all of its own, the others what is new
-    ends = [min(context, ids.size), *range(context + stride, ids.size + stride, stride)]
-    ends = [min(end, ids.size) for end in ends] if ids.size > context else ends[:1]
-    rows = [padded[max(0, end - context) : end + 1] for end in ends]
-    log_probs = np.empty(ids.size, dtype=np.float32)
-    for members in batches_of_equal_length([len(row) for row in rows], max_tokens=max_tokens, chunk=context):
-        scored = token_log_probs(model, [rows[member] for member in members])
-        for member, row in zip(members, scored, strict=True):
-            new = ends[member] - (ends[member - 1] if member else 0)
-            log_probs[ends[member] - new : ends[member]] = row[-new:]
+        raise Sh2Error("the sequence is empty: there is nothing to score")
+    if prepend_eod:
+        ids = np.concatenate([[EOD], ids])
+    count = ids.size - 1
+    # each window's last prediction: the first window keeps all of its own, the others what is new
+    ends = [min(end, count) for end in range(context, max(count - context, 0) + context + stride, stride)]
+    ends = ends[: ends.index(count) + 1] if count else []
+    log_probs = np.empty(count, dtype=np.float32)
+    lengths = [min(end, context) + 1 for end in ends]
+    for members in batches_of_equal_length(lengths, max_tokens=max_tokens, chunk=context):
+        rows = [ids[ends[member] + 1 - lengths[member] : ends[member] + 1] for member in members]
+        for member, row in zip(members, token_log_probs(model, rows), strict=True):
+            begin = ends[member - 1] if member else 0
+            log_probs[begin : ends[member]] = row[begin - ends[member] :]
+            progress(ends[member] - begin)
     return log_probs

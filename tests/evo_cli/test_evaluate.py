@@ -1,0 +1,68 @@
+"""`evo eval` as a user runs it, against the same figures taken through other roads."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sh2
+from data.markov import markov_bits_per_base
+from data.store import TokenStore
+from sh2.perplexity import sliding_log_probs
+from tests.evo_cli.cli import evo, rows
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    fasta = folder / "genome.fa"
+    bases = "".join(np.random.default_rng(1).choice(list("ACGT"), size=60_000))
+    fasta.write_text(f">chr\n{bases[:20_000]}{bases[20_000:40_000].lower()}NNNN{bases[40_000:]}\n")
+    path = folder / "genome.h5"
+    assert evo("prepare", fasta, "-o", path, "--valid", 0.1, "--region-length", 2000).returncode == 0
+    return path
+
+
+def stretches(path: Path, split: str) -> list[np.ndarray]:
+    with TokenStore(path) as opened:
+        return [opened.read(int(segment["start"]), int(segment["end"])) for segment in opened.segments(split)]
+
+
+def test_perplexity_counts_every_true_base_of_the_split_once(store: Path, model_folder: Path) -> None:
+    result = evo("eval", "perplexity", store, "--model", model_folder, "--context", 64, "--stride", 32)
+    assert result.returncode == 0, result.stderr
+    (row,) = rows(result.stdout)
+    model = sh2.load(model_folder)
+    total, bases = 0.0, 0
+    for stretch in stretches(store, "valid"):
+        upper = np.frombuffer(stretch.tobytes().upper(), dtype=np.uint8)
+        true = np.isin(upper, list(b"ACGT"))
+        total -= float(sliding_log_probs(model, upper, context=64, stride=32)[true].sum())
+        bases += int(true.sum())
+    assert (row["split"], row["bases"], row["context"], row["stride"]) == ("valid", str(bases), "64", "32")
+    assert float(row["bits_per_base"]) == pytest.approx(total / bases / math.log(2), abs=2e-4)
+
+
+def test_markov_is_measured_on_the_same_bases(store: Path) -> None:
+    result = evo("eval", "markov", store, "--order", 2, "--order", 0)
+    table = rows(result.stdout)
+    assert [row["model"] for row in table] == ["markov-2", "markov-0"]
+    want = markov_bits_per_base(stretches(store, "train"), stretches(store, "valid"), 2)
+    assert float(table[0]["bits_per_base"]) == pytest.approx(want, abs=1e-4)
+    bases = sum(int(np.isin(stretch, list(b"ACGTacgt")).sum()) for stretch in stretches(store, "valid"))
+    assert table[0]["bases"] == str(bases)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "holdout"], "holdout"),
+        (["--split", "test"], "the test split is empty"),
+    ],
+)
+def test_a_split_that_is_not_there_is_named(store: Path, arguments: list[str], message: str) -> None:
+    result = evo("eval", "markov", store, *arguments)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
