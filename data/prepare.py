@@ -219,6 +219,8 @@ def _options_record(options: PrepareOptions, tags: Tags | None) -> dict[str, Any
 
 
 def _check_output(output: Path, files: Sequence[Path], force: bool) -> None:
+    if output == STDIN:
+        raise DataError("a token store cannot be written to standard output").hint("name a file: `-o STORE.h5`")
     if any(file != STDIN and output.exists() and output.samefile(file) for file in files):
         raise DataError(f"{output}: is the output and an input too").hint("give the output another name")
     if output.exists() and not output.is_file():

@@ -71,6 +71,8 @@ class _Tap(io.RawIOBase):
 def _standard_input() -> BinaryIO:
     """Standard input without its buffer, which reads on in C until it is full: a Ctrl-C between two of its reads
     would wait for more data to come."""
+    if sys.stdin is None:
+        raise DataError("standard input: is closed").hint("give the name of a file instead of `-`")
     stream = sys.stdin.buffer
     raw: BinaryIO = getattr(stream, "raw", stream)
     return raw

@@ -35,6 +35,8 @@ from data.errors import DataError
 FORMAT = "evo-token-store"
 VERSION = 1
 _READ_LENGTH = 8 << 20
+_METADATA = {"sources", "options", "counts", "warnings", "tokens_sha256"}
+_QUOTES = "\"'"
 
 SEGMENT = np.dtype([("record", "<i8"), ("start", "<i8"), ("end", "<i8"), ("tag_start", "<i8"), ("tag_end", "<i8")])
 
@@ -125,7 +127,7 @@ class TokenStore:
             self.tags: npt.NDArray[np.uint8] = self._file["tags_bytes"][:]
         except KeyError as error:
             self._file.close()
-            raise DataError(f"{self.path}: a token store with a part missing: {error}") from error
+            raise _incomplete(self.path, error) from error
         except BaseException:
             self._file.close()
             raise
@@ -135,7 +137,10 @@ class TokenStore:
 
         Fields: record; start, end (absolute, half-open, into tokens); tag_start, tag_end (half-open, into tags).
         """
-        table: npt.NDArray[np.void] = self._file["segments"][Split(split).value][:]
+        try:
+            table: npt.NDArray[np.void] = self._file["segments"][Split(split).value][:]
+        except KeyError as error:
+            raise _incomplete(self.path, error) from error
         return table
 
     def read(self, start: int, end: int) -> npt.NDArray[np.uint8]:
@@ -205,5 +210,16 @@ def _read_metadata(file: h5py.File, path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: token store of version {version}; this evo reads version {VERSION}").hint(
             "prepare it again with `evo prepare`"
         )
-    metadata: dict[str, Any] = json.loads(file["metadata"][()])
+    try:
+        metadata: dict[str, Any] = json.loads(file["metadata"][()])
+    except ValueError as error:
+        raise _incomplete(path, error) from error
+    if missing := _METADATA - metadata.keys():
+        raise _incomplete(path, KeyError(f"metadata have no {min(missing)!r}"))
     return metadata
+
+
+def _incomplete(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: a damaged token store: {str(error).strip(_QUOTES)}").hint(
+        "prepare it again with `evo prepare --force`"
+    )

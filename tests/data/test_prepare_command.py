@@ -52,6 +52,7 @@ def test_standard_input(tmp_path: Path) -> None:
         (["bad.fa", "-o", "s.h5"], 1, "error: bad.fa: line 2: record 'p': 'L' is not DNA; allowed are ACGT, U and the"),
         (["none.fa", "-o", "s.h5"], 1, "error: none.fa: no such file or folder"),
         (["bad.fa", "-o", "bad.txt"], 1, "error: bad.txt: exists and is not a token store"),
+        (["bad.fa", "-o", "-"], 1, "a token store cannot be written to standard output hint: name a file"),
         (["bad.fa"], 2, "--output"),
         (["bad.fa", "-o", "s.h5", "--valid", "2"], 2, "--valid"),
         (["bad.fa", "-o", "s.h5", "--valid", "0.6", "--test", "0.6"], 2, "together stay below 1"),

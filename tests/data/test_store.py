@@ -1,6 +1,7 @@
 """The token store as its readers see it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -71,10 +72,30 @@ def test_stores_of_other_versions_or_in_pieces(made: Path, tmp_path: Path) -> No
     shutil.copy(made, copy)
     with h5py.File(copy, "a") as file:
         del file["tokens"]
-    with pytest.raises(DataError, match="a token store with a part missing"):
+    with pytest.raises(DataError, match=r"a damaged token store: .*tokens"):
         TokenStore(copy)
     with h5py.File(copy, "a") as file:
         file.attrs["version"] = 99
     with pytest.raises(DataError, match="token store of version 99; this evo reads version 1"):
         TokenStore(copy)
     assert is_store(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file["metadata"].__setitem__((), "{"), "a damaged token store: Expecting"),
+        (lambda file: file["metadata"].__setitem__((), "{}"), "a damaged token store: metadata have no"),
+        (lambda file: file.attrs.__delitem__("version"), "a damaged token store: .*version"),
+        (lambda file: file["segments"].__delitem__("train"), "a damaged token store: .*train"),
+    ],
+)
+def test_a_damaged_store_is_named(
+    made: Path, tmp_path: Path, damage: Callable[[h5py.File], None], message: str
+) -> None:
+    copy = tmp_path / "copy.h5"
+    shutil.copy(made, copy)
+    with h5py.File(copy, "a") as file:
+        damage(file)
+    with pytest.raises(DataError, match=rf"copy\.h5: {message}"), TokenStore(copy) as store:
+        store.segments("train")
