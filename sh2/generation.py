@@ -3,8 +3,9 @@
 # B rows (samples of prompts), V vocabulary
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from sh2.model import StripedHyena2
 from sh2.sampling import Sampling, choose
 from sh2.scoring import batches_of_equal_length, log_probs_of
 from sh2.state import ModelState, join, select
-from sh2.tokens import EOD, Tokens, as_ids, to_batch
+from sh2.tokens import EOD, Tokens, as_rows, to_batch
+
+_SEEDS = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,29 +71,91 @@ def generate(
     Raises:
         Sh2Error: a setting is out of range, or a prompt has an id outside the vocabulary.
     """
-    for name, value in (("length", length), ("samples", samples), ("max_rows", max_rows)):
+    return list(
+        generate_each(
+            model,
+            prompts,
+            length=length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            alphabet=alphabet,
+            stop_at_eod=stop_at_eod,
+            samples=samples,
+            seed=seed,
+            max_rows=max_rows,
+            chunk=chunk,
+            progress=progress,
+        )
+    )
+
+
+def generate_each(
+    model: StripedHyena2,
+    prompts: Sequence[Tokens],
+    *,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    alphabet: str | bytes | None = None,
+    stop_at_eod: bool = True,
+    samples: int = 1,
+    seed: int = 0,
+    max_rows: int = 64,
+    chunk: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Generation]:
+    """Like `generate`, but give the samples one by one, holding `max_rows` of them at a time.
+
+    Raises:
+        Sh2Error: as `generate` does, at once.
+    """
+    for name, value in (("length", length), ("samples", samples), ("max_rows", max_rows), ("chunk", chunk)):
         if value < 1:
             raise Sh2Error(f"{name} must be at least 1, not {value}")
+    if not -_SEEDS <= seed < _SEEDS:
+        raise Sh2Error(f"seed must lie in {-_SEEDS}..{_SEEDS - 1}, not {seed}")
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, alphabet=_allowed(alphabet, stop_at_eod=stop_at_eod)
     )
-    rows = [as_ids(prompt, model.config.vocab_size) for prompt in prompts]
-    jobs = [(prompt, sample) for prompt in range(len(rows)) for sample in range(samples)]
-    results: list[Generation] = []
-    for first in range(0, len(jobs), max_rows):
-        batch = jobs[first : first + max_rows]
-        decoder = _Decoder(model, sampling, stop_at_eod=stop_at_eod, progress=progress)
-        decoder.read([rows[prompt] for prompt, _ in batch], chunk=chunk)
-        uniforms = torch.stack([_uniforms(seed, rows[prompt], sample, length) for prompt, sample in batch])
-        decoder.write(uniforms)
-        results += [decoder.result(place, *job) for place, job in enumerate(batch)]
-    return results
+    rows = as_rows(prompts, model.config.vocab_size)
+
+    return _batches(
+        rows,
+        samples=samples,
+        length=length,
+        seed=seed,
+        max_rows=max_rows,
+        chunk=chunk,
+        decoder=lambda: _Decoder(model, sampling, stop_at_eod=stop_at_eod, progress=progress),
+    )
+
+
+def _batches(
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    max_rows: int,
+    chunk: int,
+    decoder: "Callable[[], _Decoder]",
+) -> Iterator[Generation]:
+    jobs = ((prompt, sample) for prompt in range(len(rows)) for sample in range(samples))
+    while batch := list(islice(jobs, max_rows)):
+        running = decoder()
+        running.read([rows[prompt] for prompt, _ in batch], chunk=chunk)
+        running.write(torch.stack([_uniforms(seed, rows[prompt], sample, length) for prompt, sample in batch]))
+        yield from (running.result(place, *job) for place, job in enumerate(batch))
 
 
 def _allowed(alphabet: str | bytes | None, *, stop_at_eod: bool) -> tuple[int, ...] | None:
     if alphabet is None:
         return None
     letters = alphabet.encode() if isinstance(alphabet, str) else alphabet
+    if not letters:
+        raise Sh2Error("the alphabet to sample from is empty")
     return tuple(sorted({*letters, *([EOD] if stop_at_eod else [])}))
 
 

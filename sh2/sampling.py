@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sh2.errors import Sh2Error
 
+# beyond these, logits over the temperature leave float32, and minus infinity becomes NaN
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -20,8 +23,11 @@ class Sampling:
     alphabet: tuple[int, ...] | None = None  # token ids that may be chosen; None is all
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise Sh2Error(f"temperature must be 0 or above, not {self.temperature}")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature <= HIGHEST_TEMPERATURE:
+            raise Sh2Error(
+                f"temperature must be 0, or lie in {LOWEST_TEMPERATURE:g}..{HIGHEST_TEMPERATURE:g}, "
+                f"not {self.temperature:g}"
+            )
         if self.top_k < 0:
             raise Sh2Error(f"top_k must be 0 (all) or above, not {self.top_k}")
         if not 0 < self.top_p <= 1:

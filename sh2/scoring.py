@@ -3,7 +3,7 @@
 # B batch, L length, V vocabulary
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.tokens import EOD, Tokens, as_ids, to_batch
+from sh2.tokens import EOD, Tokens, as_rows, to_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ def score(
     per_token: bool = False,
     max_tokens: int = 65_536,
     chunk: int = 8192,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
     """Score sequences by the model's log-probability of each token given those before it.
 
@@ -57,14 +58,18 @@ def score(
         per_token: keep the log-probability of every scored token.
         max_tokens: tokens of one batch and chunk, at most.
         chunk: tokens of one sequence that are run at once, at most.
+        progress: called with the number of tokens run, after every chunk of a batch.
 
     Returns:
         One score a sequence, in order.
 
     Raises:
-        Sh2Error: a sequence is empty, or has an id outside the vocabulary.
+        Sh2Error: a sequence is empty, or has an id outside the vocabulary; a setting is below 1.
     """
-    rows = [as_ids(tokens, model.config.vocab_size) for tokens in sequences]
+    for name, value in (("max_tokens", max_tokens), ("chunk", chunk)):
+        if value < 1:
+            raise Sh2Error(f"{name} must be at least 1, not {value}")
+    rows = as_rows(sequences, model.config.vocab_size)
     for number, row in enumerate(rows):
         if not row.size:
             raise Sh2Error(f"sequence {number} is empty: there is nothing to score")
@@ -72,7 +77,7 @@ def score(
         rows = [np.concatenate([[EOD], row]) for row in rows]
     scores: list[Score | None] = [None] * len(rows)
     for members in batches_of_equal_length([len(row) for row in rows], max_tokens=max_tokens, chunk=chunk):
-        log_probs_BL = token_log_probs(model, [rows[member] for member in members], chunk=chunk)
+        log_probs_BL = token_log_probs(model, [rows[member] for member in members], chunk=chunk, progress=progress)
         sums_B = log_probs_BL.sum(axis=1, dtype=np.float64)
         for place, member in enumerate(members):
             scores[member] = Score(
@@ -98,7 +103,11 @@ def batches_of_equal_length(lengths: Sequence[int], *, max_tokens: int, chunk: i
 
 @torch.inference_mode()
 def token_log_probs(
-    model: StripedHyena2, rows: Sequence[NDArray[np.int64]], *, chunk: int = 8192
+    model: StripedHyena2,
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    chunk: int = 8192,
+    progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32."""
     ids_BL = to_batch(rows, model.embedding.weight.device)
@@ -108,6 +117,8 @@ def token_log_probs(
         stop = min(start + chunk, ids_BL.shape[1] - 1)
         logits_BLV, state = model(ids_BL[:, start:stop], state)
         parts.append(log_probs_of(logits_BLV, ids_BL[:, start + 1 : stop + 1]).cpu())
+        if progress is not None:
+            progress(ids_BL[:, start:stop].numel())
     if not parts:
         return np.zeros((len(rows), 0), dtype=np.float32)
     return torch.cat(parts, dim=1).numpy()

@@ -15,17 +15,34 @@ PAD = 1
 Tokens = str | bytes | Sequence[int] | NDArray[np.integer] | Tensor
 
 
+def as_rows(sequences: Sequence[Tokens], vocab_size: int) -> list[NDArray[np.int64]]:
+    """Return the token ids of several sequences, each [L], int64.
+
+    Raises:
+        Sh2Error: as `as_ids`, or one sequence is given where a list of them is meant.
+    """
+    if isinstance(sequences, str | bytes):
+        raise Sh2Error(f"a list of sequences is wanted, not one {type(sequences).__name__}").hint(
+            "put it into a list: `[sequence]`"
+        )
+    return [as_ids(tokens, vocab_size) for tokens in sequences]
+
+
 def as_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int64]:
     """Return token ids [L], int64.
 
     Raises:
-        Sh2Error: an id is negative or not below `vocab_size`, or the tokens have more than one axis.
+        Sh2Error: an id is negative or not below `vocab_size`, or the tokens are no row of whole numbers.
     """
     if isinstance(tokens, str):
         tokens = tokens.encode()
     if isinstance(tokens, bytes):
-        return np.frombuffer(tokens, dtype=np.uint8).astype(np.int64)
-    ids = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+        ids = np.frombuffer(tokens, dtype=np.uint8)
+    else:
+        try:
+            ids = np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
+        except ValueError:
+            raise Sh2Error("tokens must be one row of whole numbers, not rows of unequal lengths") from None
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise Sh2Error(f"tokens must be one row of whole numbers, not {ids.dtype} of shape {list(ids.shape)}")
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:

@@ -32,6 +32,8 @@ def load(
     Raises:
         Sh2Error: there is no such model, a file is damaged, a tensor does not fit, or the device is not there.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise Sh2Error(f"dtype must be a floating type of torch such as torch.bfloat16, not {dtype!r}")
     device = _device(device)
     source = open_model(path_or_name)
     with torch.device("meta"):

@@ -56,13 +56,24 @@ def open_model(path_or_name: str | Path, config_file: Path | None = None) -> Mod
     elif published_names(tensors):
         config, layout = _configuration(path, config_file, tensors)
     elif "embedding.weight" in tensors:
-        raise Sh2Error(f"{path} has the weights of a model folder, without its {CONFIG}").hint("give the folder")
+        raise _without_config(path)
     else:
         some = ", ".join(f"`{name}`" for name in list(tensors)[:3])
         raise Sh2Error(f"{path} holds no StripedHyena 2 weights: its tensors are {some or 'none'} ...").hint(
             "known are the names of published files (`embedding_layer.weight` ...) and of Savanna (`sequential.0...`)"
         )
     return Model(config, published_to_ours(tensors, config, layout, label))
+
+
+def _without_config(path: Path) -> Sh2Error:
+    """Why weights with our names are no model: what is wrong with the configuration beside them."""
+    if not path.is_dir():
+        return Sh2Error(f"{path} has the weights of a model folder, without its {CONFIG}").hint("give the folder")
+    try:
+        read_model_config(path)
+    except Sh2Error as error:
+        return error
+    return Sh2Error(f"{path} is not a model folder")
 
 
 def _find(path_or_name: str | Path) -> Path:

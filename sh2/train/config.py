@@ -1,5 +1,6 @@
 """What a training run is told: one frozen dataclass, checked once. Knows nothing of torch, files or terminals."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
@@ -10,6 +11,8 @@ from typing import Any, Self, get_type_hints
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import preset
+
+_MOST_THREADS = 1024
 
 
 class Precision(StrEnum):
@@ -82,17 +85,20 @@ class TrainConfig:
         if not isinstance(self.precision, Precision):
             raise Sh2Error(f"train field `precision` must be a Precision, not {self.precision!r}")
         for name in ("lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise Sh2Error(f"train field `{name}` must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise Sh2Error(f"train field `{name}` must be a number above 0, not {getattr(self, name)}")
         for name in ("min_lr_fraction", "warmup_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Sh2Error(f"train field `{name}` must lie between 0 and 1, not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Sh2Error(f"train field `betas` must lie in [0, 1), not {list(self.betas)}")
 
+        if self.threads > _MOST_THREADS:
+            raise Sh2Error(f"train field `threads` must be at most {_MOST_THREADS}, not {self.threads}")
+
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise Sh2Error(f"train field `{name}` must be at least {least}, not {getattr(self, name)}")
 
     @property

@@ -166,6 +166,22 @@ def test_a_folder_that_does_not_fit_its_configuration(tmp_path: Path) -> None:
         load(tmp_path / "m")
 
 
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    save_model(StripedHyena2(CONFIG), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("{")
+    with pytest.raises(Sh2Error, match=r"m/config\.json is not readable as JSON"):
+        load(tmp_path / "m")
+    (tmp_path / "m" / "config.json").unlink()
+    with pytest.raises(Sh2Error, match=r"m/config\.json does not exist"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.int64])
+def test_only_floating_types_are_dtypes_of_a_model(tmp_path: Path, dtype: object) -> None:
+    with pytest.raises(Sh2Error, match=r"dtype must be a floating type of torch such as torch\.bfloat16, not"):
+        load(tmp_path, dtype=dtype)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["gone", "gone.pt", "{tmp}/gone", "{tmp}/sub/gone", "a/b/c"])
 def test_what_does_not_exist_is_named_without_asking_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -8,6 +8,7 @@ import torch
 
 import sh2
 from sh2.errors import Sh2Error
+from sh2.generation import generate_each
 from sh2.sampling import Sampling, choose
 from tests.sh2.models import CONFIGS, tiny
 
@@ -111,7 +112,12 @@ def test_sampling_follows_the_probabilities() -> None:
     [
         ({"length": 0}, "length must be at least 1, not 0"),
         ({"length": 1, "samples": 0}, "samples must be at least 1, not 0"),
-        ({"length": 1, "temperature": -1}, "temperature must be 0 or above, not -1"),
+        ({"length": 1, "temperature": -1}, r"temperature must be 0, or lie in 1e-06\.\.1e\+06, not -1"),
+        ({"length": 1, "temperature": float("inf")}, r"temperature must be 0, or lie in 1e-06\.\.1e\+06, not inf"),
+        ({"length": 1, "temperature": 1e-9}, r"temperature must be 0, or lie in 1e-06\.\.1e\+06, not 1e-09"),
+        ({"length": 1, "seed": 2**63}, "seed must lie in -9223372036854775808..9223372036854775807, not"),
+        ({"length": 1, "chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"length": 1, "alphabet": ""}, "the alphabet to sample from is empty"),
         ({"length": 1, "top_k": -2}, r"top_k must be 0 \(all\) or above, not -2"),
         ({"length": 1, "top_p": 0}, "top_p must lie above 0 and up to 1, not 0"),
         ({"length": 1, "alphabet": "", "stop_at_eod": False}, "the alphabet to sample from is empty"),
@@ -120,3 +126,16 @@ def test_sampling_follows_the_probabilities() -> None:
 def test_a_setting_out_of_range_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(Sh2Error, match=message):
         sh2.generate(tiny(), ["A"], **settings)  # type: ignore[arg-type]
+
+
+def test_one_prompt_is_no_list_of_prompts() -> None:
+    with pytest.raises(Sh2Error, match="a list of sequences is wanted, not one str"):
+        sh2.generate(tiny(), "ACGT", length=1)
+
+
+def test_samples_come_one_by_one_however_many_are_asked_for() -> None:
+    settings = {"length": 5, "seed": 4, "alphabet": "ACGT"}
+    stream = generate_each(tiny(), ["ACGT"], samples=10**12, max_rows=2, **settings)  # type: ignore[arg-type]
+    first = [next(stream) for _ in range(3)]
+    want = sh2.generate(tiny(), ["ACGT"], samples=3, **settings)  # type: ignore[arg-type]
+    assert [one.ids.tolist() for one in first] == [one.ids.tolist() for one in want]

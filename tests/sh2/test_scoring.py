@@ -85,3 +85,25 @@ def test_text_bytes_arrays_and_tensors_are_the_same_tokens() -> None:
 def test_what_cannot_be_scored_is_refused(sequence: object, message: str) -> None:
     with pytest.raises(Sh2Error, match=message):
         sh2.score(tiny(), [sequence])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "settings", "message"),
+    [
+        ("ACGT", {}, "a list of sequences is wanted, not one str"),
+        (b"ACGT", {}, "a list of sequences is wanted, not one bytes"),
+        ([[[1], [1, 2]]], {}, "not rows of unequal lengths"),
+        (["ACGT"], {"chunk": -1}, "chunk must be at least 1, not -1"),
+        (["ACGT"], {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
+    ],
+)
+def test_what_would_be_scored_wrongly_is_refused(sequences: object, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(Sh2Error, match=message):
+        sh2.score(tiny(), sequences, **settings)
+
+
+def test_progress_counts_every_token_run() -> None:
+    counts: list[int] = []
+    sh2.score(tiny(), ["ACGT" * 10, "G" * 7], chunk=16, progress=counts.append)
+    assert sum(counts) == 39 + 6
+    assert len(counts) == 3 + 1
