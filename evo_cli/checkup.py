@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from evo_cli.inference import memory_bytes
+
 _GIB = 2**30
 _NEEDED = ("torch", "numpy", "h5py", "pyfaidx", "biopython", "pysam", "safetensors", "huggingface_hub", "matplotlib")
 _OPTIONAL = {"tensorboard": "TensorBoard logs in `evo train`"}
@@ -40,7 +42,7 @@ def check_machine() -> Iterator[Finding]:
     yield Finding(level=Level.OK, subject="python", text=f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
     yield from _kernels_package()
-    memory = _memory_bytes()
+    memory = memory_bytes("cpu")
     yield Finding(level=Level.OK, subject="cpu", text=f"{os.cpu_count()} cores, {memory / _GIB:.0f} GiB of memory")
     yield from _triton()
     gpus = list(_gpus())
@@ -152,7 +154,3 @@ def _disk() -> Iterator[Finding]:
             text=f"{path}, {free / _GIB:.0f} GiB free",
             mend="set HF_HOME or TMPDIR to a larger disk" if few else "",
         )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

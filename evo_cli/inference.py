@@ -1,5 +1,6 @@
 """What the commands that run a model share: the model's options, and loading it with a word on stderr."""
 
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,10 +79,22 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
+        known = wanted.type in ("cpu", "cuda")
     except RuntimeError:
-        raise Sh2Error(f"unknown device `{device}`").hint("use auto, cpu, cuda or cuda:N") from None
+        known = False
+    if not known:
+        raise Sh2Error(f"unknown device `{device}`").hint("use auto, cpu, cuda or cuda:N")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise Sh2Error(f"there is no device `{device}`: torch sees {torch.cuda.device_count()} GPUs").hint(
             "run `evo doctor`, or use --device cpu"
         )
     return device
+
+
+def memory_bytes(device: str) -> int:
+    """Memory of a device, in bytes; of the machine for `cpu`."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

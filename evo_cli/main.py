@@ -1,12 +1,13 @@
 """The `evo` command: assembles the commands and turns the users' mistakes into one line on stderr."""
 
+import io
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from data.errors import DataError
 from evo_cli.commands.convert import convert
 from evo_cli.commands.doctor import doctor
 from evo_cli.commands.evaluate import evaluate
@@ -15,9 +16,8 @@ from evo_cli.commands.models import models
 from evo_cli.commands.prepare import prepare
 from evo_cli.commands.score import score
 from evo_cli.commands.train import train
-from sh2.errors import Sh2Error
-
-_INTERRUPTED = 130
+from evo_cli.mistakes import describe, drop_stdout, report
+from evo_cli.signals import INTERRUPTED, SIGNALS
 
 
 class EvoGroup(TyperGroup):
@@ -26,24 +26,22 @@ class EvoGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (DataError, Sh2Error, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            typer.secho(f"error: {_sentence(error)}", fg="red", err=True)
-            for note in getattr(error, "__notes__", []):
-                typer.secho(f"hint: {note}", fg="cyan", err=True)
-            raise typer.Exit(1) from error
         except BrokenPipeError:
             # the reader of our stdout went away (`evo score ... | head`): nothing is wrong
-            sys.stderr.close()
+            drop_stdout()
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
+            SIGNALS.settle()
             typer.secho("interrupted", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}"
-    return str(error)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            described = describe(error)
+            if described is None:
+                raise
+            report(*described)
+            if isinstance(error, OSError) and error.filename is None:
+                drop_stdout()
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -84,4 +82,13 @@ app.add_typer(evaluate, name="eval")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    SIGNALS.watch()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of records are UTF-8 whatever the locale, as in the files that `-o` writes
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    try:
+        app()
+    finally:
+        SIGNALS.settle()

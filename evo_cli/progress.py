@@ -45,7 +45,7 @@ def progress_bar(
 
 
 @contextmanager
-def counter(label: str, *, total: float, unit: str = "") -> Iterator[Callable[[int], None]]:
+def counter(label: str, *, total: float | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show a count on stderr while the block runs; yields what to call with every increase."""
     with progress_bar(f"{label} {unit}".strip(), total=total) as bar:
         done = 0

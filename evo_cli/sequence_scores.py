@@ -1,6 +1,6 @@
 """Records to rows: sequences from the data room, log-likelihoods from the model room."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,14 +50,24 @@ def score_records(
     keep_case: bool,
     per_base: bool,
     max_tokens: int,
+    progress: Callable[[int], None],
 ) -> Iterator[RecordScore]:
-    """Score records in their order, one result each."""
+    """Score records in their order, one result each; `progress` is called with the bases run, again and again."""
     from sh2.scoring import score
 
     for block in _blocks(records):
         texts = [record.sequence if keep_case else to_upper_dna(record.sequence) for record in block]
         whole = [text for text in texts if text]
-        scores = iter(score(model, whole, prepend_eod=prepend_eod, per_token=per_base, max_tokens=max_tokens))
+        scores = iter(
+            score(
+                model,
+                whole,
+                prepend_eod=prepend_eod,
+                per_token=per_base,
+                max_tokens=max_tokens,
+                progress=progress,
+            )
+        )
         for record, text in zip(block, texts, strict=True):
             yield RecordScore(record=record, text=text, score=next(scores) if text else None)
 

@@ -60,6 +60,7 @@ def perplexity(
 
     with TokenStore(store) as opened:
         stretches = list(_stretches(opened, split))
+        _check_bases(opened, split, stretches)
         loaded = load_model(model, device, precision)
         window = context or loaded.config.context
         step = stride or max(1, window // 2)
@@ -92,13 +93,14 @@ def markov(
       evo eval markov genome.h5
       evo eval markov genome.h5 --order 3 --split test
     """
-    from data.markov import markov_bits_per_base
-    from data.sequence import IS_BASE
+    from data.markov import MAX_ORDER, markov_bits_per_base
     from data.store import TokenStore
 
     with TokenStore(store) as opened:
         tested = list(_stretches(opened, split))
-        bases = sum(int(IS_BASE[stretch].sum()) for stretch in tested)
+        bases = _check_bases(opened, split, tested)
+        if order and max(order) > MAX_ORDER:
+            raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
         typer.echo("model\tsplit\tbases\tbits_per_base")
         for one in order or range(1, 9):
             bits = markov_bits_per_base(_stretches(opened, "train"), tested, one)
@@ -121,3 +123,20 @@ def _stretches(store: "TokenStore", split: str) -> "Iterator[NDArray[np.uint8]]"
         raise DataError(f"{store.path}: the {split} split is empty").hint("prepare the store with a larger fraction")
     for segment in segments:
         yield store.read(int(segment["start"]), int(segment["end"]))
+
+
+def _check_bases(store: "TokenStore", split: str, stretches: "list[NDArray[np.uint8]]") -> int:
+    """Count the A, C, G and T of a split.
+
+    Raises:
+        DataError: there are none.
+    """
+    from data.errors import DataError
+    from data.sequence import IS_BASE
+
+    bases = sum(int(IS_BASE[stretch].sum()) for stretch in stretches)
+    if not bases:
+        raise DataError(f"{store.path}: the {split} split holds no A, C, G or T").hint(
+            "prepare the store with a larger fraction, or from other sequences"
+        )
+    return bases

@@ -53,33 +53,36 @@ def generate(
         raise typer.BadParameter("give either --prompt TEXT or --prompts FASTA", param_hint="--prompt")
     if not 0 < top_p <= 1:
         raise typer.BadParameter("must lie above 0 and up to 1", param_hint="--top-p")
-    from data.errors import DataError
+    if not -(2**63) <= seed < 2**63:
+        raise typer.BadParameter("must lie in -2**63..2**63 - 1", param_hint="--seed")
+    if not (temperature == 0 or 1e-6 <= temperature <= 1e6):
+        raise typer.BadParameter("must be 0, or lie in 1e-6..1e6", param_hint="--temperature")
+    if prompt is not None and not (prompt.isascii() and prompt.isprintable()):
+        raise typer.BadParameter("must be printable ASCII, without line ends", param_hint="--prompt")
     from data.reader import read_records
     from data.sequence import to_upper_dna
     from data.tokenizer import decode
     from evo_cli.inference import load_model
-    from evo_cli.output import open_output
+    from evo_cli.output import check_outputs, open_output
     from evo_cli.progress import progress_bar
-    from sh2.generation import generate as sample
+    from sh2.generation import generate_each
 
+    check_outputs([output], [prompts])
     if prompts is None:
-        # a typed prompt is taken as it is: it may hold a tag, whose case means something
-        names, texts = ["sample"], [(prompt or "").encode()]
+        names, texts = ["sample"], [_typed(prompt or "")]
     else:
         records = list(read_records(prompts))
-        if not records:
-            raise DataError(f"{prompts}: no record to use as a prompt")
         names, texts = [record.name or "unnamed" for record in records], [to_upper_dna(r.sequence) for r in records]
     loaded = load_model(model, device, precision)
     total, done = length * samples * len(texts), 0
-    with progress_bar("generate", total=total) as bar:
+    with open_output(output) as stream, progress_bar("generate", total=total) as bar:
 
         def advance(bases: int) -> None:
             nonlocal done
             done += bases
             bar.update(done)
 
-        results = sample(
+        for result in generate_each(
             loaded,
             texts,
             length=length,
@@ -91,9 +94,7 @@ def generate(
             samples=samples,
             seed=seed,
             progress=advance,
-        )
-    with open_output(output) as stream:
-        for result in results:
+        ):
             text = decode(result.ids)
             if include_prompt:
                 text = texts[result.prompt].decode("latin-1") + text
@@ -105,3 +106,14 @@ def generate(
             )
             for start in range(0, len(text), 80):
                 stream.write(text[start : start + 80] + "\n")
+
+
+def _typed(prompt: str) -> bytes:
+    """A typed prompt, upper-cased as the model was trained; but the case of a tag between bars means something."""
+    from data.sequence import to_upper_dna
+
+    parts = prompt.encode().split(b"|")
+    tagged = len(parts) - 1 - (len(parts) - 1) % 2  # a bar that is never closed begins no tag
+    return b"|".join(
+        part if number % 2 and number < tagged else to_upper_dna(part) for number, part in enumerate(parts)
+    )

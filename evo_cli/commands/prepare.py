@@ -2,11 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-_TERMINATED = 143
 
 
 class SplitUnit(StrEnum):
@@ -66,15 +64,12 @@ def prepare(
     """
     if valid + test >= 1:
         raise typer.BadParameter("--valid and --test must together stay below 1", param_hint="--valid")
-    import signal
-
     from data.prepare import PrepareOptions
     from data.prepare import prepare as write_store
     from data.splits import SplitBy
     from evo_cli.inference import say, warn
     from evo_cli.progress import progress_bar
 
-    signal.signal(signal.SIGTERM, _end)
     options = PrepareOptions(
         split_by=SplitBy(split_by.value),
         valid=valid,
@@ -92,8 +87,3 @@ def prepare(
     say(f"{output}: {'up to date, nothing to do' if report.unchanged else 'written'} (sha256 {report.checksum})")
     for what, count in [("what", "count"), *report.rows()]:
         typer.echo(f"{what}\t{count}")
-
-
-def _end(*_: Any) -> None:
-    """Leave by an exception, so that the temporary file is removed."""
-    raise SystemExit(_TERMINATED)

@@ -67,9 +67,11 @@ def score(
       evo score genome.fa --model run/model --per-base bases.tsv
     """
     from evo_cli.inference import load_model
+    from evo_cli.output import check_outputs
 
     if reference is None and input.lower().endswith(_VARIANT_SUFFIXES):
         raise typer.BadParameter(f"{input} holds variants: give the genome they lie on", param_hint="--reference")
+    check_outputs([output, per_base], [input, reference])
     if reference is None:
         sequences(
             input,
@@ -108,28 +110,34 @@ def variants(
 ) -> None:
     """Write one row an allele, and say on stderr how many were scored and why the others were not."""
     from collections import Counter
+    from itertools import chain, islice
 
     from data.reference import Reference
     from data.vcf import read_vcf
-    from evo_cli.inference import say
+    from evo_cli.inference import say, warn
     from evo_cli.output import open_output
     from evo_cli.progress import progress_bar
     from evo_cli.variant_scores import COLUMNS, score_alleles
 
     reference = Reference(reference_path)
     alleles = read_vcf(Path(path))
+    # a file that cannot be read is found before the model takes its time
+    head = list(islice(alleles, 1))
     model = load()
     statuses: Counter[str] = Counter()
     with open_output(output) as stream, progress_bar("score") as bar:
         stream.write("\t".join(COLUMNS) + "\n")
         for result in score_alleles(
-            model, alleles, reference, window=window, both_strands=both_strands, max_tokens=max_tokens
+            model, chain(head, alleles), reference, window=window, both_strands=both_strands, max_tokens=max_tokens
         ):
             stream.write("\t".join(result.row()) + "\n")
             statuses[str(result.window.status)] += 1
             bar.update(statuses.total(), fields={"scored": f"{statuses['ok']:,}"})
     counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "none"
     say(f"{statuses.total():,} alleles: {counts}")
+    if head and statuses["missing_contig"] == statuses.total():
+        names = ", ".join(f"`{name}`" for name in islice(reference.contigs, 3))
+        warn(f"no allele lies on a contig of {reference_path}: it has {names} ..., the first allele `{head[0].chrom}`")
 
 
 def sequences(
@@ -149,18 +157,18 @@ def sequences(
     from data.reader import read_records
     from evo_cli.inference import say
     from evo_cli.output import open_output
-    from evo_cli.progress import progress_bar
+    from evo_cli.progress import counter
     from evo_cli.sequence_scores import BASE_COLUMNS, COLUMNS, score_records
 
     records = read_records(path)
     # a file that cannot be read is found before the model takes its time
     head = list(islice(records, 1))
     model = load()
-    lower = bases = 0
+    lower = 0
     with ExitStack() as stack:
         stream = stack.enter_context(open_output(output))
         base_stream = stack.enter_context(open_output(per_base)) if per_base else None
-        bar = stack.enter_context(progress_bar("score"))
+        advance = stack.enter_context(counter("score"))
         stream.write("\t".join(COLUMNS) + "\n")
         if base_stream:
             base_stream.write("\t".join(BASE_COLUMNS) + "\n")
@@ -171,12 +179,11 @@ def sequences(
             keep_case=keep_case,
             per_base=base_stream is not None,
             max_tokens=max_tokens,
+            progress=advance,
         ):
             stream.write("\t".join(result.row()) + "\n")
             if base_stream:
                 base_stream.writelines("\t".join(row) + "\n" for row in result.base_rows())
-            bases += len(result.text)
             lower += result.record.sequence != result.record.sequence.upper()
-            bar.update(bases)
     if lower and not keep_case:
         say(f"{lower:,} records hold lower-case (soft-masked) bases: scored as upper case (--keep-case keeps them)")

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM as exceptions that always arrive, so that what a command has open is closed and removed.
+
+An exception that a signal raises can get lost: Python drops it within a destructor or a weak reference's callback
+(h5py has many), some libraries while they are imported (torch). It is raised again until it is under way.
+"""
+
+import signal
+import sys
+from typing import Any
+
+INTERRUPTED = 130
+TERMINATED = 143
+_SECONDS = 0.1
+
+
+class Signals:
+    """What became of the signals of this process."""
+
+    def __init__(self) -> None:
+        self._pending: BaseException | None = None
+
+    def watch(self) -> None:
+        """Let SIGTERM leave by SystemExit as Ctrl-C leaves by KeyboardInterrupt, and let neither get lost."""
+        signal.signal(signal.SIGTERM, self._receive)
+        signal.signal(signal.SIGALRM, self._repeat)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+            signal.signal(signal.SIGINT, self._receive)
+        sys.unraisablehook = self._unraisable
+
+    def settle(self) -> None:
+        """Stop repeating: the exception has arrived."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._pending = None
+
+    def _receive(self, number: int, _: object) -> None:
+        self._pending = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(TERMINATED)
+        signal.setitimer(signal.ITIMER_REAL, _SECONDS, _SECONDS)
+        raise self._pending
+
+    def _repeat(self, *_: object) -> None:
+        # what runs with the exception at hand is cleaning up: it is left in peace
+        if self._pending is not None and not _in_chain(self._pending, sys.exc_info()[1]):
+            raise self._pending
+
+    def _unraisable(self, lost: Any) -> None:
+        if lost.exc_value is not self._pending:
+            sys.__unraisablehook__(lost)
+
+
+def _in_chain(wanted: BaseException, error: BaseException | None) -> bool:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if error is wanted:
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False
+
+
+SIGNALS = Signals()
