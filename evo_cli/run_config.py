@@ -16,6 +16,7 @@ from sh2.errors import Sh2Error
 from sh2.train.config import TrainConfig, check_known, model_from_table, read_value
 
 _STDIN = Path("-")
+_BYTES = 256
 _TABLES = ("model", "train", "data")
 
 
@@ -42,8 +43,11 @@ class RunConfig:
         inputs = data.pop("inputs", [])
         if not isinstance(inputs, list) or not all(isinstance(path, str) for path in inputs):
             raise Sh2Error(f"data field `inputs` must be a list of paths, not {inputs!r}")
+        model = replace(model_from_table(tables["model"]), context=train.length)
+        if model.vocab_size < _BYTES:
+            raise Sh2Error(f"model field `vocab_size` must be at least {_BYTES}, one a byte, not {model.vocab_size}")
         return cls(
-            model=replace(model_from_table(tables["model"]), context=train.length),
+            model=model,
             train=train,
             inputs=tuple(Path(path) for path in inputs),
             prepare=_prepare_options(data),

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from data.prepare import prepare
+from data.source import STDIN
 from data.store import Split, TokenStore, is_store
 from data.windows import WindowOptions, Windows
-from evo_cli.inference import resolve_device, say, warn
+from evo_cli.inference import memory_bytes, resolve_device, say, warn
 from evo_cli.progress import progress_bar
 from evo_cli.run_config import Flags, RunConfig, merge, read_tables
 from evo_cli.run_watch import BarObserver, Observers, StopSignals
+from sh2.accounting import training_bytes
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.train.config import Precision, TrainConfig, check_unchanged
@@ -47,6 +49,8 @@ def train_run(output: Path, flags: Flags, *, config: Path | None, resume: bool, 
         raise Sh2Error(f"{output} already holds a run").hint(
             "go on with it by `--resume`, or give another folder with `-o`"
         )
+    if resume and not folder.has_run() and flags == Flags() and config is None:
+        raise Sh2Error(f"{output} holds no run to go on with").hint("check the folder's name")
     if tensorboard:
         require_tensorboard()
     saved = [folder.config] if resume and folder.config.exists() else []
@@ -71,6 +75,7 @@ def _resolved(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _train(run: RunConfig, data: "RunData", folder: RunFolder, *, resume: bool, tensorboard: bool) -> int:
     torch.set_num_threads(run.train.threads)
+    _check_memory(run)
     model = StripedHyena2(run.model, seed=run.train.seed).to(run.train.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     observers = Observers()
@@ -86,7 +91,7 @@ def _train(run: RunConfig, data: "RunData", folder: RunFolder, *, resume: bool, 
     with StopSignals() as signals:
         step = trainer.restore()
         write_atomically(folder.config, run.to_toml().encode())
-        sessions = json.loads(folder.description.read_text())["sessions"] if folder.description.exists() else []
+        sessions = _sessions(folder)
         write_json(folder.description, describe_run(run, data, parameters=parameters, from_step=step, before=sessions))
         _announce(run, data, parameters, step if resume else None)
         events = closing(TensorBoard(folder.tensorboard, after_step=step)) if tensorboard else nullcontext()
@@ -103,6 +108,32 @@ def _train(run: RunConfig, data: "RunData", folder: RunFolder, *, resume: bool, 
     return 0
 
 
+def _check_memory(run: RunConfig) -> None:
+    """Refuse a model whose weights, gradients and moments alone are more than the device holds.
+
+    Raises:
+        Sh2Error: names both sizes.
+    """
+    needed, there = training_bytes(run.model), memory_bytes(run.train.device)
+    if needed > there:
+        raise Sh2Error(
+            f"training this model takes {needed / 2**30:,.1f} GiB before activations; {run.train.device} has "
+            f"{there / 2**30:,.1f} GiB of memory"
+        ).hint("take a smaller `--preset`: `evo models` lists what each takes (training_gib)")
+
+
+def _sessions(folder: RunFolder) -> list[Any]:
+    """What `run.json` says of the sessions before this one; nothing if it cannot be read, for no number hangs on it."""
+    try:
+        sessions = json.loads(folder.description.read_text(encoding="utf-8"))["sessions"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        warn(f"{folder.description} is damaged: what it said of earlier sessions is lost")
+        return []
+    return list(sessions)
+
+
 def _announce(run: RunConfig, data: "RunData", parameters: int, resumed_at: int | None) -> None:
     train = run.train
     valid = f"{len(data.valid):,} for validation" if data.valid is not None else "none for validation"
@@ -111,6 +142,10 @@ def _announce(run: RunConfig, data: "RunData", parameters: int, resumed_at: int 
         f"model: {parameters / 1e6:,.1f}M parameters, layout {run.model.layout}, {train.precision} on {train.device}, "
         f"{train.threads} threads; {train.windows_per_step * train.length:,} tokens a step"
     )
+    segments = data.store.segments(Split.TRAIN)
+    bases = int((segments["end"] - segments["start"]).sum())
+    if train.length > bases:
+        warn(f"windows of {train.length:,} bp are longer than the {bases:,} bases to train on: each repeats them")
     if data.valid is None and train.valid_windows:
         warn("no record is held out for validation: training without it")
     if resumed_at is not None:
@@ -163,7 +198,7 @@ def _store_path(config: RunConfig, folder: RunFolder) -> Path:
         raise Sh2Error("no input is given").hint("give FASTA or GenBank files, or one token store (.h5)")
     if folder.config.exists() and folder.data.exists():
         return folder.data  # a resumed run goes on with the data it began with, whatever became of the files
-    stores = [path for path in config.inputs if path.is_file() and is_store(path)]
+    stores = [path for path in config.inputs if path != STDIN and path.is_file() and is_store(path)]
     if not stores:
         with progress_bar("preparing") as bar:
             report = prepare(

@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 from typer.testing import CliRunner
 
+from data.prepare import PrepareOptions, prepare
 from evo_cli.main import app
 from sh2.train.config import TrainConfig
 
@@ -140,6 +141,12 @@ def test_a_resumed_run_takes_what_it_was_told_first_and_may_log_otherwise(evo, f
         (["bases.fa", "--preset", "nano", "--steps", 1, "--length", 1], "`length` must be at least 2, not 1", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--precision", "fp8"], "must be `bf16` or `fp32`", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--device", "tpu9"], "unknown device `tpu9`", None),
+        (["--resume"], "run holds no run to go on with", "check the folder's name"),
+        (
+            ["bases.fa", "--preset", "evo2_40b", "--steps", 1],
+            "training this model takes 612.7 GiB before activations; cpu has",
+            "take a smaller `--preset`",
+        ),
         (["nothing.fa", "--preset", "nano", "--steps", 1], "nothing.fa", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--config", "no.toml"], "no.toml: no such file", None),
     ],
@@ -173,6 +180,35 @@ def test_without_held_out_sequence_it_says_so_and_trains(evo, tmp_path, small):
     assert result.exit_code == 0, result.stderr
     assert "warning: no record is held out for validation: training without it" in result.stderr
     assert "valid_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_windows_longer_than_the_data_are_pointed_out(evo, tmp_path, small):
+    (tmp_path / "short.fa").write_text(">a\nACGTACGTAC\n")
+
+    result = evo("short.fa", *small, "--valid-windows", 0, "-o", "run")
+
+    assert result.exit_code == 0, result.stderr
+    assert "bp are longer than the 9 bases to train on: each repeats them" in result.stderr
+
+
+def test_a_damaged_description_costs_a_warning_only(evo, fasta, small, tmp_path):
+    assert evo("bases.fa", *small, "-o", "run").exit_code == 0
+    (tmp_path / "run" / "run.json").write_text("{")
+
+    result = evo("--resume", "-o", "run")
+
+    assert result.exit_code == 0, result.stderr
+    assert "run/run.json is damaged: what it said of earlier sessions is lost" in result.stderr
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]) == 1
+
+
+def test_a_file_called_dash_is_not_standard_input(evo, fasta, small, tmp_path):
+    prepare([fasta], tmp_path / "-", PrepareOptions())
+
+    code, message, *_ = error_of(evo("-", *small, "-o", "run"))
+
+    assert code == 1
+    assert "standard input: no record: the file is empty" in message
 
 
 def test_tensorboard_events_are_written(evo, fasta, small, tmp_path):

@@ -73,6 +73,7 @@ def test_flags_win_field_by_field_and_a_preset_wins_as_a_whole(file):
         ("[model]\npreset = 'nano'", "train field `steps` is missing", "give `--steps`"),
         ("[train]\nsteps = 1", "no model is given", "give `--preset nano`"),
         ("[train]\nsteps = '1'", "train field `steps` must be a whole number, not '1'", None),
+        ("[model]\npreset = 'nano'\nvocab_size = 4\n[train]\nsteps = 1", "`vocab_size` must be at least 256", None),
         (COMPLETE + "validd = 1", "unknown data field `validd`", "did you"),
         (COMPLETE + "force = true", "unknown data field `force`", None),
         (
