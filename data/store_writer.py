@@ -3,8 +3,10 @@
 Layout: data/store.py. Knows HDF5 columns; knows nothing of sequence files, nor how splits are decided.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -182,7 +184,19 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._file.close()
-        except RuntimeError as failure:  # h5py's word for a write that fails while closing
             if error is None:
-                raise OSError(str(failure)) from failure
+                self._file.flush()
+                self._file.close()
+        except (OSError, RuntimeError) as failure:  # h5py's words for a disk that is full
+            raise OSError(str(failure)) from failure
+        finally:
+            if self._file:
+                self._discard()
+
+    def _discard(self) -> None:
+        """Close without writing: a file that HDF5 cannot flush would crash the process at its end."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, self._file.id.get_vfd_handle())
+        os.close(nowhere)
+        with contextlib.suppress(RuntimeError):  # what cannot be resized: the file goes away in any case
+            self._file.close()

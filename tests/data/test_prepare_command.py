@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -142,3 +143,19 @@ def test_a_record_on_one_long_line_takes_little_memory(tmp_path: Path) -> None:
     with TokenStore(tmp_path / "s.h5") as store:
         assert store.records.lengths.tolist() == [250_000_000]
     assert peak_kib < 300 << 10
+
+
+@pytest.mark.parametrize("limit", [30_000, 1_000_000, 5_000_000])
+def test_a_disk_that_is_full_is_one_line_whenever_it_fills_up(tmp_path: Path, limit: int) -> None:
+    (tmp_path / "a.fa").write_bytes(b">a\n" + b"ACGTTGCA" * 1_200_000 + b"\n")
+    done = subprocess.run(
+        [*COMMAND, "a.fa", "-o", "s.h5"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # files may grow no larger: for HDF5 the same as a full disk
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.decode().splitlines()[-1] == "error: s.h5: cannot be written: File too large"
+    assert os.listdir(tmp_path) == ["a.fa"]
