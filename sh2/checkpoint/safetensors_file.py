@@ -44,6 +44,10 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         Sh2Error: the file is missing, truncated or not safetensors; on reading, a tensor is not what was written.
     """
     try:
+        path.open("rb").close()  # safetensors calls a file that it may not read missing
+    except OSError as error:
+        raise Sh2Error(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
         file = safe_open(path, framework="pt", device="cpu")
         metadata = file.metadata() or {}
         return {name: _entry(file, path, name, metadata.get(_CHECKSUM + name)) for name in file.keys()}  # noqa: SIM118

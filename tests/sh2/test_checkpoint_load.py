@@ -254,3 +254,12 @@ def test_a_snapshot_without_the_weights_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(Sh2Error, match=r"evo2_7b\.pt of the hub's arcinstitute/evo2_7b is not in the cache"):
         load("evo2_7b")
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path) -> None:
+    save_model(StripedHyena2(CONFIG), tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights)  # which even root cannot open
+    with pytest.raises(Sh2Error, match=r"model\.safetensors cannot be read: Too many levels of symbolic links"):
+        load(tmp_path / "m")
