@@ -42,34 +42,60 @@ class RecordScore:
             yield (self.record.name, str(place + 1), chr(self.text[place]), f"{log_prob:.6f}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceOptions:
+    """How records are scored."""
+
+    prepend_eod: bool = False
+    keep_case: bool = False
+    per_base: bool = False
+    context: int | None = None  # bases that a base may look back on; None is all of the record
+    max_tokens: int = 65_536
+
+
 def score_records(
-    model: "StripedHyena2",
-    records: Iterable[Record],
-    *,
-    prepend_eod: bool,
-    keep_case: bool,
-    per_base: bool,
-    max_tokens: int,
-    progress: Callable[[int], None],
+    model: "StripedHyena2", records: Iterable[Record], options: SequenceOptions, progress: Callable[[int], None]
 ) -> Iterator[RecordScore]:
     """Score records in their order, one result each; `progress` is called with the bases run, again and again."""
+    for block in _blocks(records):
+        texts = [record.sequence if options.keep_case else to_upper_dna(record.sequence) for record in block]
+        scores = _scores(model, texts, options, progress)
+        for record, text, score in zip(block, texts, scores, strict=True):
+            yield RecordScore(record=record, text=text, score=score)
+
+
+def _scores(
+    model: "StripedHyena2", texts: list[bytes], options: SequenceOptions, progress: Callable[[int], None]
+) -> "list[Score | None]":
+    """The score of every text, None for an empty one; those longer than the context in sliding windows."""
+    from sh2.perplexity import score_sliding
     from sh2.scoring import score
 
-    for block in _blocks(records):
-        texts = [record.sequence if keep_case else to_upper_dna(record.sequence) for record in block]
-        whole = [text for text in texts if text]
-        scores = iter(
-            score(
+    longest = options.context or max(map(len, texts), default=0)
+    whole = [place for place, text in enumerate(texts) if 0 < len(text) <= longest]
+    scores: list[Score | None] = [None] * len(texts)
+    found = score(
+        model,
+        [texts[place] for place in whole],
+        prepend_eod=options.prepend_eod,
+        per_token=options.per_base,
+        max_tokens=options.max_tokens,
+        progress=progress,
+    )
+    for place, one in zip(whole, found, strict=True):
+        scores[place] = one
+    for place, text in enumerate(texts):
+        if len(text) > longest:
+            scores[place] = score_sliding(
                 model,
-                whole,
-                prepend_eod=prepend_eod,
-                per_token=per_base,
-                max_tokens=max_tokens,
+                text,
+                context=longest,
+                prepend_eod=options.prepend_eod,
+                per_token=options.per_base,
+                max_tokens=options.max_tokens,
                 progress=progress,
             )
-        )
-        for record, text in zip(block, texts, strict=True):
-            yield RecordScore(record=record, text=text, score=next(scores) if text else None)
+    return scores
 
 
 def _blocks(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import batches_of_equal_length, token_log_probs
+from sh2.scoring import Score, batches_of_equal_length, token_log_probs
 from sh2.tokens import EOD, Tokens, as_ids
 
 
@@ -59,3 +59,29 @@ def sliding_log_probs(
             log_probs[begin : ends[member]] = row[begin - ends[member] :]
             progress(ends[member] - begin)
     return log_probs
+
+
+def score_sliding(
+    model: StripedHyena2,
+    tokens: Tokens,
+    *,
+    context: int,
+    prepend_eod: bool = False,
+    per_token: bool = False,
+    max_tokens: int = 65_536,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Score:
+    """Score one sequence as `sh2.score` does, but each token with half the context to all of it, and no more.
+
+    Raises:
+        Sh2Error: as `sliding_log_probs`.
+    """
+    log_probs = sliding_log_probs(
+        model, tokens, context=context, prepend_eod=prepend_eod, max_tokens=max_tokens, progress=progress
+    )
+    return Score(
+        length=log_probs.size + (not prepend_eod),
+        num_scored=log_probs.size,
+        log_likelihood=float(log_probs.sum(dtype=np.float64)),
+        log_probs=log_probs if per_token else None,
+    )

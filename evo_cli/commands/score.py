@@ -11,6 +11,7 @@ from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOpt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from evo_cli.sequence_scores import SequenceOptions
     from sh2.model import StripedHyena2
 
 
@@ -36,6 +37,10 @@ def score(
     per_base: Annotated[
         Path | None, typer.Option("--per-base", help="Also write each base's log-probability to this TSV file.")
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", min=2, help="Bases that a base may look back on; all of its record by default."),
+    ] = None,
     window: Annotated[int, typer.Option("--window", min=2, help="Bases around a variant, at most.")] = 8192,
     strand: Annotated[Strand, typer.Option("--strand", help="Strands of a variant's window to score.")] = Strand.BOTH,
     prepend_eod: Annotated[
@@ -52,7 +57,8 @@ def score(
 
     Sequences: one row a record, in order, with the columns
     record, length, log_likelihood, mean_log_likelihood, bits_per_base.
-    The first base has no prediction and is not counted, unless --prepend-eod.
+    The first base has no prediction and is not counted, unless --prepend-eod. A long record costs attention to all of
+    its past; with --context it is read in windows of that length, each half over the one before.
 
     Variants: one row an ALT allele, in order, with the columns
     chrom, pos, id, ref, alt, status, delta, delta_fwd, delta_rev, ref_ll, alt_ll, window_start, window_length, offset.
@@ -64,7 +70,7 @@ def score(
     Examples:
       evo score genes.fa --model run/model > scores.tsv
       evo score variants.vcf.gz --reference genome.fa --model run/model -o deltas.tsv
-      evo score genome.fa --model run/model --per-base bases.tsv
+      evo score genome.fa --model run/model --context 8192 --per-base bases.tsv
     """
     from evo_cli.inference import load_model
     from evo_cli.output import check_outputs
@@ -73,19 +79,20 @@ def score(
         raise typer.BadParameter(f"{input} holds variants: give the genome they lie on", param_hint="--reference")
     check_outputs([output, per_base], [input, reference])
     if reference is None:
-        sequences(
-            input,
-            lambda: load_model(model, device, precision),
-            output=output,
-            per_base=per_base,
+        from evo_cli.sequence_scores import SequenceOptions
+
+        options = SequenceOptions(
             prepend_eod=prepend_eod,
             keep_case=keep_case,
+            per_base=per_base is not None,
+            context=context,
             max_tokens=max_tokens,
         )
+        sequences(input, lambda: load_model(model, device, precision), options, output=output, per_base=per_base)
         return
-    if per_base is not None or prepend_eod or keep_case:
+    if per_base is not None or context is not None or prepend_eod or keep_case:
         raise typer.BadParameter(
-            "is for sequences, not for variants", param_hint="--per-base/--prepend-eod/--keep-case"
+            "is for sequences, not for variants", param_hint="--per-base/--context/--prepend-eod/--keep-case"
         )
     variants(
         input,
@@ -143,12 +150,10 @@ def variants(
 def sequences(
     path: str,
     load: "Callable[[], StripedHyena2]",
+    options: "SequenceOptions",
     *,
     output: Path | None,
     per_base: Path | None,
-    prepend_eod: bool,
-    keep_case: bool,
-    max_tokens: int,
 ) -> None:
     """Write one row a record and, if asked for, one a base."""
     from contextlib import ExitStack
@@ -164,6 +169,12 @@ def sequences(
     # a file that cannot be read is found before the model takes its time
     head = list(islice(records, 1))
     model = load()
+    trained = model.config.context
+    if head and options.context is None and len(head[0].sequence) > trained:
+        say(
+            f"`{head[0].name}` has {len(head[0].sequence):,} bp, more than the {trained:,} of the model's training: "
+            f"--context {trained} reads it in windows, faster"
+        )
     lower = 0
     with ExitStack() as stack:
         stream = stack.enter_context(open_output(output))
@@ -172,18 +183,10 @@ def sequences(
         stream.write("\t".join(COLUMNS) + "\n")
         if base_stream:
             base_stream.write("\t".join(BASE_COLUMNS) + "\n")
-        for result in score_records(
-            model,
-            chain(head, records),
-            prepend_eod=prepend_eod,
-            keep_case=keep_case,
-            per_base=base_stream is not None,
-            max_tokens=max_tokens,
-            progress=advance,
-        ):
+        for result in score_records(model, chain(head, records), options, advance):
             stream.write("\t".join(result.row()) + "\n")
             if base_stream:
                 base_stream.writelines("\t".join(row) + "\n" for row in result.base_rows())
             lower += result.record.sequence != result.record.sequence.upper()
-    if lower and not keep_case:
+    if lower and not options.keep_case:
         say(f"{lower:,} records hold lower-case (soft-masked) bases: scored as upper case (--keep-case keeps them)")

@@ -6,6 +6,7 @@ import pytest
 
 import sh2
 from data.sequence import reverse_complement
+from sh2.perplexity import sliding_log_probs
 from tests.evo_cli.cli import evo, rows
 
 GENOME = ("ACGTTGCATTAGCCGATACCGGATTTACAGGCATAGC" * 9)[:300]
@@ -65,6 +66,28 @@ def test_case_is_kept_on_request_and_a_document_can_be_started(tmp_path: Path, m
         result = evo("score", fasta, "--model", model_folder, flag)
         (want,) = sh2.score(model, [tokens], prepend_eod=eod)
         assert float(rows(result.stdout)[0]["log_likelihood"]) == pytest.approx(want.log_likelihood, abs=1e-4)
+
+
+def test_a_bounded_context_reads_long_records_in_windows(tmp_path: Path, model_folder: Path) -> None:
+    fasta = tmp_path / "seqs.fa"
+    fasta.write_text(f">long\n{GENOME}\n>short\n{GENOME[:40]}\n>empty\n")
+    model = sh2.load(model_folder)
+    for flags, eod in (([], False), (["--prepend-eod"], True)):
+        result = evo("score", fasta, "--model", model_folder, "--context", 64, *flags)
+        table = rows(result.stdout)
+        long = sliding_log_probs(model, GENOME, context=64, stride=32, prepend_eod=eod).sum()
+        (short,) = sh2.score(model, [GENOME[:40]], prepend_eod=eod)
+        assert [row["length"] for row in table] == ["300", "40", "0"]
+        assert float(table[0]["log_likelihood"]) == pytest.approx(long, abs=1e-3)
+        assert float(table[1]["log_likelihood"]) == pytest.approx(short.log_likelihood, abs=1e-3)
+
+
+def test_a_genome_beyond_the_training_length_is_remarked_on(tmp_path: Path, model_folder: Path) -> None:
+    fasta = tmp_path / "seqs.fa"
+    fasta.write_text(f">long\n{GENOME * 30}\n>short\nACGT\n")
+    remark = "`long` has 9,000 bp, more than the 8,192 of the model's training: --context 8192 reads it in windows"
+    assert remark in evo("score", fasta, "--model", model_folder).stderr
+    assert "more than" not in evo("score", fasta, "--model", model_folder, "--context", 8192).stderr
 
 
 def test_per_base_rows_sum_to_the_record_and_files_are_whole(tmp_path: Path, model_folder: Path) -> None:
