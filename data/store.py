@@ -34,7 +34,6 @@ from data.errors import DataError
 
 FORMAT = "evo-token-store"
 VERSION = 1
-_READ_LENGTH = 8 << 20
 _METADATA = {"sources", "options", "counts", "warnings", "tokens_sha256"}
 _QUOTES = "\"'"
 
@@ -155,15 +154,15 @@ class TokenStore:
         """sha256 of all tokens, as recorded when the store was written."""
         return str(self.metadata["tokens_sha256"])
 
-    def verify(self) -> None:
-        """Read every token and raise DataError when their sha256 is not the recorded one."""
-        digest = hashlib.sha256()
-        for start in range(0, len(self.tokens), _READ_LENGTH):
-            digest.update(self.tokens[start : start + _READ_LENGTH])
-        if digest.hexdigest() != self.checksum:
-            raise DataError(
-                f"{self.path}: damaged: the tokens' sha256 is {digest.hexdigest()}, recorded is {self.checksum}"
-            ).hint("prepare it again with `evo prepare --force`")
+    def load(self) -> npt.NDArray[np.uint8]:
+        """All tokens, uint8 [T]. Raises DataError when their sha256 is not the recorded one."""
+        tokens = self.read(0, len(self.tokens))
+        found = hashlib.sha256(tokens.data).hexdigest()
+        if found != self.checksum:
+            raise DataError(f"{self.path}: damaged: the tokens' sha256 is {found}, recorded is {self.checksum}").hint(
+                "prepare it again with `evo prepare --force`"
+            )
+        return tokens
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

@@ -95,7 +95,7 @@ class Windows:
         self._ring = int(self._lengths.sum())
         self._tags = store.tags | np.uint8(_TAG_BIT)
         self._store = store
-        self._memory = store.read(0, len(store.tokens)) if len(store.tokens) <= _IN_MEMORY else None
+        self._memory = store.load() if len(store.tokens) <= _IN_MEMORY else None
         self._epochs: dict[int, _Epoch] = {}
         self._weight = np.zeros(256, dtype=np.float32)
         self._weight[list(BASES.lower())] = options.lower_case_weight

@@ -76,7 +76,7 @@ class StripedHyena2(nn.Module):
             logits_BLV in the model's dtype, and the state that continues the sequences.
 
         Raises:
-            Sh2Error: the batch is empty, or not [B, L].
+            Sh2Error: the ids are not whole numbers of the vocabulary [B, L], or the state is that of another batch.
         """
         x_BLD, state = self.hidden(ids_BL, state, document_starts_BL=document_starts_BL)
         return self.logits(x_BLD), state
@@ -85,8 +85,7 @@ class StripedHyena2(nn.Module):
         self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """Like `forward`, up to the last block's output x_BLD: `logits` does the rest."""
-        if ids_BL.ndim != 2 or 0 in ids_BL.shape:
-            raise Sh2Error(f"token ids must be [batch, length] with neither empty, not {list(ids_BL.shape)}")
+        self._check(ids_BL, state)
         if document_starts_BL is None:
             return self._piece(ids_BL, state)
         # documents are cut where they meet, and the state of the rows where one begins is reset
@@ -99,6 +98,21 @@ class StripedHyena2(nn.Module):
             outputs.append(x_BLD)
         assert state is not None
         return torch.cat(outputs, dim=1), state
+
+    def _check(self, ids_BL: Tensor, state: ModelState | None) -> None:
+        """Refuse what would be answered wrongly or fail deep inside."""
+        if not isinstance(ids_BL, Tensor) or ids_BL.ndim != 2 or 0 in ids_BL.shape:
+            shape = list(ids_BL.shape) if isinstance(ids_BL, Tensor) else f"a {type(ids_BL).__name__}"
+            raise Sh2Error(f"token ids must be a tensor [batch, length] with neither empty, not {shape}")
+        if ids_BL.dtype.is_floating_point or ids_BL.dtype.is_complex or ids_BL.dtype is torch.bool:
+            raise Sh2Error(f"token ids must be whole numbers, not {ids_BL.dtype}")
+        # on an accelerator, looking at the values would make every call wait for it
+        if ids_BL.device.type == "cpu" and not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < self.config.vocab_size:
+            raise Sh2Error(
+                f"token ids must lie in 0..{self.config.vocab_size - 1}, not {int(ids_BL.min())}..{int(ids_BL.max())}"
+            )
+        if state is not None and (rows := state[0].mixer[0].shape[0]) != ids_BL.shape[0]:
+            raise Sh2Error(f"the state belongs to {rows} sequences, the token ids to {ids_BL.shape[0]}")
 
     def _piece(self, ids_BL: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
         x_BLD = self.embedding(ids_BL.long())

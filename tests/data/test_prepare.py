@@ -70,7 +70,7 @@ def test_what_is_in_a_store(tmp_path: Path) -> None:
         tokens = b"ACGTacgtNNrT\0ttGG\0ACG\0TTT\0"
         assert store.tokens[:].tobytes() == tokens
         assert store.checksum == report.checksum == hashlib.sha256(tokens).hexdigest()
-        store.verify()
+        store.load()
         assert list(store.records.names) == ["one", "", "two", "two"]
         assert list(store.records.descriptions) == ["first of all", "", "", ""]
         assert store.records.offsets.tolist() == [0, 13, 18, 22]

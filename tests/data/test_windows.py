@@ -41,6 +41,9 @@ class MemoryStore:
     def read(self, start: int, end: int) -> np.ndarray:
         return self.tokens[start:end]
 
+    def load(self) -> np.ndarray:
+        return self.tokens
+
 
 RECORDS = st.lists(
     st.tuples(st.sampled_from([b"", b"|d__Aca|", b"acgt"]), st.binary(min_size=1, max_size=30).map(lambda raw: bytes(

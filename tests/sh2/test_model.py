@@ -1,6 +1,7 @@
 """The model as one causal map: cut anywhere, continued, reset, joined."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -179,10 +180,41 @@ def test_the_starting_loss_is_near_that_of_guessing_evenly() -> None:
     assert 5.8 < loss.item() < 7.2  # ln 512 is 6.24
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (4,)])
-def test_an_empty_or_flat_batch_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(Sh2Error, match=r"token ids must be \[batch, length\] with neither empty, not"):
-        tiny()(torch.zeros(shape, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            torch.zeros(0, 3, dtype=torch.int64),
+            r"token ids must be a tensor [batch, length] with neither empty, not [0, 3]",
+        ),
+        (
+            torch.zeros(2, 0, dtype=torch.int64),
+            r"token ids must be a tensor [batch, length] with neither empty, not [2, 0]",
+        ),
+        (torch.zeros(4, dtype=torch.int64), r"token ids must be a tensor [batch, length] with neither empty, not [4]"),
+        ([[65, 67]], r"token ids must be a tensor [batch, length] with neither empty, not a list"),
+        (torch.zeros(1, 4), "token ids must be whole numbers, not torch.float32"),
+        (torch.zeros(1, 4, dtype=torch.bool), "token ids must be whole numbers, not torch.bool"),
+        (torch.tensor([[65, 512]]), "token ids must lie in 0..511, not 65..512"),
+        (torch.tensor([[-1, 65]]), "token ids must lie in 0..511, not -1..65"),
+    ],
+)
+def test_what_are_no_token_ids_is_refused(wrong: Tensor, message: str) -> None:
+    with pytest.raises(Sh2Error, match=re.escape(message)):
+        tiny()(wrong)
+
+
+def test_a_state_of_another_batch_is_refused() -> None:
+    model = tiny()
+    _, state = model(ids(2, 5))
+    with pytest.raises(Sh2Error, match="the state belongs to 2 sequences, the token ids to 3"):
+        model(ids(3, 1), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_ids_of_every_integer_type_are_the_same(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        assert torch.equal(tiny()(ids(1, 9).to(dtype))[0], tiny()(ids(1, 9))[0])
 
 
 def test_a_long_past_is_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
