@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their length: gzip's hold the time of day, and parallel workers must agree on the names."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, saved in our format."""
