@@ -15,11 +15,10 @@ import pytest
 from data.store import TokenStore
 
 COMMAND = [sys.executable, "-m", "evo_cli", "prepare"]
-ROOT = Path(__file__).parents[2]
 
 
 def evo(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     return subprocess.run([*COMMAND, *arguments], cwd=folder, input=stdin, capture_output=True, env=environment)
 
 
@@ -74,7 +73,7 @@ def test_mistakes(tmp_path: Path, arguments: list[str], code: int, message: str)
 @pytest.fixture
 def waiting(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A run that has begun to write and waits for more input."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     with subprocess.Popen(
         [*COMMAND, "-", "-o", "s.h5"], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
@@ -131,7 +130,6 @@ def test_a_record_on_one_long_line_takes_little_memory(tmp_path: Path) -> None:
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -152,7 +150,6 @@ def test_a_disk_that_is_full_is_one_line_whenever_it_fills_up(tmp_path: Path, li
         [*COMMAND, "a.fa", "-o", "s.h5"],
         cwd=tmp_path,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         # files may grow no larger: for HDF5 the same as a full disk
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )

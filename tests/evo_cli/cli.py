@@ -8,7 +8,6 @@ from pathlib import Path
 
 def evo(*arguments: object, stdin: str | None = None, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """Run `evo` with the arguments; stdout, stderr and the exit code are in the result."""
-    root = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-m", "evo_cli", *map(str, arguments)],
         input=stdin,
@@ -16,7 +15,7 @@ def evo(*arguments: object, stdin: str | None = None, cwd: Path | None = None) -
         text=True,
         check=False,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(root), "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1"},
     )
 
 

@@ -106,7 +106,7 @@ def test_doctor_finds_the_other_package_called_kernels(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(tmp_path), os.environ.get("PYTHONPATH", "")])},
     )
     assert result.returncode == 1
     assert "problem\tkernels\tthe PyPI package `kernels` 0.9 is installed" in result.stdout

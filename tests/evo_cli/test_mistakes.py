@@ -17,8 +17,6 @@ from evo_cli.output import check_outputs, open_output
 from sh2.errors import Sh2Error
 from tests.evo_cli.cli import evo
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def fasta(tmp_path: Path) -> Path:
@@ -30,7 +28,7 @@ def fasta(tmp_path: Path) -> Path:
 def start(*arguments: object, code: str | None = None, **settings: object) -> "subprocess.Popen[bytes]":
     """Run `evo`, or some Python, with streams of the test's choice."""
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "evo_cli", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("environment", {})}  # type: ignore[dict-item]
+    environment = {**os.environ, **settings.pop("environment", {})}  # type: ignore[dict-item]
     return subprocess.Popen(command, env=environment, **{"stderr": subprocess.PIPE, **settings})  # type: ignore[call-overload, no-any-return]
 
 
