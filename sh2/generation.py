@@ -33,6 +33,42 @@ class Generation:
     stopped: bool  # True if the model ended it with an EOD, False if the length did
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationOptions:
+    """What to sample, checked once.
+
+    Raises:
+        Sh2Error: a setting is out of range.
+    """
+
+    length: int  # new tokens, at most
+    temperature: float = 1.0  # 0 takes the likeliest token
+    top_k: int = 0  # as in `Sampling`
+    top_p: float = 1.0
+    alphabet: str | bytes | None = None  # characters that may be chosen (EOD besides, if it stops); None is every token
+    stop_at_eod: bool = True  # end a sample when the model ends the document; otherwise EOD is a token like others
+    samples: int = 1  # continuations of each prompt
+    seed: int = 0
+    max_rows: int = 64  # samples that are decoded together, at most
+    chunk: int = 8192  # tokens of a prompt that are read at once, at most
+
+    def __post_init__(self) -> None:
+        for name in ("length", "samples", "max_rows", "chunk"):
+            if getattr(self, name) < 1:
+                raise Sh2Error(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not -_SEEDS <= self.seed < _SEEDS:
+            raise Sh2Error(f"seed must lie in {-_SEEDS}..{_SEEDS - 1}, not {self.seed}")
+        if self.alphabet is not None and not self.alphabet:
+            raise Sh2Error("the alphabet to sample from is empty")
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """How a token is chosen."""
+        letters = self.alphabet.encode() if isinstance(self.alphabet, str) else self.alphabet
+        allowed = None if letters is None else tuple(sorted({*letters, *([EOD] if self.stop_at_eod else [])}))
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, alphabet=allowed)
+
+
 def generate(
     model: StripedHyena2,
     prompts: Sequence[Tokens],
@@ -47,23 +83,15 @@ def generate(
     seed: int = 0,
     max_rows: int = 64,
     chunk: int = 8192,
-    progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Sample continuations of prompts.
 
     A sample depends on its prompt, the seed and its own number alone: prompts of any lengths run in one batch and give
-    the tokens that each would give by itself. Every prompt is read once, whatever the number of samples.
+    the tokens that each would give by itself. Every prompt is read once a batch, whatever the number of samples.
 
     Args:
-        prompts: text, bytes or token ids, in any mix; an empty one starts a document.
-        length: new tokens, at most.
-        temperature: 0 takes the likeliest token. top_k, top_p: as in `Sampling`.
-        alphabet: characters that may be chosen (EOD besides, if it stops); None is every token.
-        stop_at_eod: end a sample when the model ends the document; otherwise EOD is a token like others.
-        samples: continuations of each prompt.
-        max_rows: samples that are decoded together, at most.
-        chunk: tokens of a prompt that are read at once, at most.
-        progress: called with the number of tokens added to all samples, after each step.
+        prompts: text, bytes or token ids, in any mix; an empty one starts a document. The rest is as in
+            `GenerationOptions`.
 
     Returns:
         The samples of the first prompt, then of the second, and so on.
@@ -71,92 +99,44 @@ def generate(
     Raises:
         Sh2Error: a setting is out of range, or a prompt has an id outside the vocabulary.
     """
-    return list(
-        generate_each(
-            model,
-            prompts,
-            length=length,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            alphabet=alphabet,
-            stop_at_eod=stop_at_eod,
-            samples=samples,
-            seed=seed,
-            max_rows=max_rows,
-            chunk=chunk,
-            progress=progress,
-        )
+    options = GenerationOptions(
+        length=length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        alphabet=alphabet,
+        stop_at_eod=stop_at_eod,
+        samples=samples,
+        seed=seed,
+        max_rows=max_rows,
+        chunk=chunk,
     )
+    return list(generate_each(model, prompts, options))
 
 
 def generate_each(
     model: StripedHyena2,
     prompts: Sequence[Tokens],
-    *,
-    length: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    alphabet: str | bytes | None = None,
-    stop_at_eod: bool = True,
-    samples: int = 1,
-    seed: int = 0,
-    max_rows: int = 64,
-    chunk: int = 8192,
-    progress: Callable[[int], None] | None = None,
+    options: GenerationOptions,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Generation]:
     """Like `generate`, but give the samples one by one, holding `max_rows` of them at a time.
 
+    Args:
+        progress: called with the number of tokens added to all samples, after each step.
+
     Raises:
-        Sh2Error: as `generate` does, at once.
+        Sh2Error: a prompt has an id outside the vocabulary.
     """
-    for name, value in (("length", length), ("samples", samples), ("max_rows", max_rows), ("chunk", chunk)):
-        if value < 1:
-            raise Sh2Error(f"{name} must be at least 1, not {value}")
-    if not -_SEEDS <= seed < _SEEDS:
-        raise Sh2Error(f"seed must lie in {-_SEEDS}..{_SEEDS - 1}, not {seed}")
-    sampling = Sampling(
-        temperature=temperature, top_k=top_k, top_p=top_p, alphabet=_allowed(alphabet, stop_at_eod=stop_at_eod)
-    )
     rows = as_rows(prompts, model.config.vocab_size)
-
-    return _batches(
-        rows,
-        samples=samples,
-        length=length,
-        seed=seed,
-        max_rows=max_rows,
-        chunk=chunk,
-        decoder=lambda: _Decoder(model, sampling, stop_at_eod=stop_at_eod, progress=progress),
-    )
-
-
-def _batches(
-    rows: Sequence[NDArray[np.int64]],
-    *,
-    samples: int,
-    length: int,
-    seed: int,
-    max_rows: int,
-    chunk: int,
-    decoder: "Callable[[], _Decoder]",
-) -> Iterator[Generation]:
-    jobs = ((prompt, sample) for prompt in range(len(rows)) for sample in range(samples))
-    while batch := list(islice(jobs, max_rows)):
-        running = decoder()
-        running.read([rows[prompt] for prompt, _ in batch], chunk=chunk)
-        running.write(torch.stack([_uniforms(seed, rows[prompt], sample, length) for prompt, sample in batch]))
-        yield from (running.result(place, *job) for place, job in enumerate(batch))
-
-
-def _allowed(alphabet: str | bytes | None, *, stop_at_eod: bool) -> tuple[int, ...] | None:
-    if alphabet is None:
-        return None
-    letters = alphabet.encode() if isinstance(alphabet, str) else alphabet
-    if not letters:
-        raise Sh2Error("the alphabet to sample from is empty")
-    return tuple(sorted({*letters, *([EOD] if stop_at_eod else [])}))
+    jobs = ((prompt, sample) for prompt in range(len(rows)) for sample in range(options.samples))
+    while batch := list(islice(jobs, options.max_rows)):
+        decoder = _Decoder(model, options, progress)
+        decoder.read([rows[prompt] for prompt, _ in batch])
+        decoder.write(
+            torch.stack([_uniforms(options.seed, rows[prompt], sample, options.length) for prompt, sample in batch])
+        )
+        yield from (decoder.result(place, *job) for place, job in enumerate(batch))
 
 
 def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) -> Tensor:
@@ -171,23 +151,18 @@ def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) ->
 class _Decoder:
     """A batch of rows: reads their prompts, then writes token by token; rows that stop leave the batch."""
 
-    def __init__(
-        self,
-        model: StripedHyena2,
-        sampling: Sampling,
-        *,
-        stop_at_eod: bool,
-        progress: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, model: StripedHyena2, options: GenerationOptions, progress: Callable[[int], None]) -> None:
         self.model = model
-        self.sampling = sampling
-        self.stop_at_eod = stop_at_eod
-        self.progress = progress or (lambda _: None)
+        self.sampling = options.sampling()
+        self.stop_at_eod = options.stop_at_eod
+        self.chunk = options.chunk
+        self.progress = progress
         self.device = model.embedding.weight.device
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[NDArray[np.int64]], *, chunk: int) -> None:
+    def read(self, prompts: Sequence[NDArray[np.int64]]) -> None:
         """Run the prompts, equal ones once and equal lengths together; keep the states and the last logits."""
+        chunk = self.chunk
         prompts = [prompt if prompt.size else np.array([EOD]) for prompt in prompts]
         distinct: dict[bytes, int] = {}
         places = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]

@@ -64,8 +64,8 @@ def generate(
     from data.tokenizer import decode
     from evo_cli.inference import load_model
     from evo_cli.output import check_outputs, open_output
-    from evo_cli.progress import progress_bar
-    from sh2.generation import generate_each
+    from evo_cli.progress import counter
+    from sh2.generation import GenerationOptions, generate_each
 
     check_outputs([output], [prompts])
     if prompts is None:
@@ -73,28 +73,19 @@ def generate(
     else:
         records = list(read_records(prompts))
         names, texts = [record.name or "unnamed" for record in records], [to_upper_dna(r.sequence) for r in records]
+    options = GenerationOptions(
+        length=length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        alphabet="ACGT" if alphabet is Alphabet.DNA else None,
+        stop_at_eod=stop_at_eod,
+        samples=samples,
+        seed=seed,
+    )
     loaded = load_model(model, device, precision)
-    total, done = length * samples * len(texts), 0
-    with open_output(output) as stream, progress_bar("generate", total=total) as bar:
-
-        def advance(bases: int) -> None:
-            nonlocal done
-            done += bases
-            bar.update(done)
-
-        for result in generate_each(
-            loaded,
-            texts,
-            length=length,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            alphabet="ACGT" if alphabet is Alphabet.DNA else None,
-            stop_at_eod=stop_at_eod,
-            samples=samples,
-            seed=seed,
-            progress=advance,
-        ):
+    with open_output(output) as stream, counter("generate", total=length * samples * len(texts)) as advance:
+        for result in generate_each(loaded, texts, options, advance):
             text = decode(result.ids)
             if include_prompt:
                 text = texts[result.prompt].decode("latin-1") + text

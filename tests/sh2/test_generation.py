@@ -8,7 +8,7 @@ import torch
 
 import sh2
 from sh2.errors import Sh2Error
-from sh2.generation import generate_each
+from sh2.generation import GenerationOptions, generate_each
 from sh2.sampling import Sampling, choose
 from tests.sh2.models import CONFIGS, tiny
 
@@ -134,8 +134,8 @@ def test_one_prompt_is_no_list_of_prompts() -> None:
 
 
 def test_samples_come_one_by_one_however_many_are_asked_for() -> None:
-    settings = {"length": 5, "seed": 4, "alphabet": "ACGT"}
-    stream = generate_each(tiny(), ["ACGT"], samples=10**12, max_rows=2, **settings)  # type: ignore[arg-type]
+    options = GenerationOptions(length=5, seed=4, alphabet="ACGT", samples=10**12, max_rows=2)
+    stream = generate_each(tiny(), ["ACGT"], options)
     first = [next(stream) for _ in range(3)]
-    want = sh2.generate(tiny(), ["ACGT"], samples=3, **settings)  # type: ignore[arg-type]
+    want = sh2.generate(tiny(), ["ACGT"], samples=3, length=5, seed=4, alphabet="ACGT")
     assert [one.ids.tolist() for one in first] == [one.ids.tolist() for one in want]
