@@ -48,7 +48,7 @@ demo: $(VENV)/.installed  ## train on a real genome, beat a Markov model, score 
 	@echo "model $(DEMO)/run/model, curve $(DEMO)/run/loss.png, scores $(DEMO)/thrA.tsv, sequences $(DEMO)/generated.fa"
 
 test: $(VENV)/.installed  ## run the tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -q -m gpu

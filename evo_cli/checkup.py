@@ -45,8 +45,7 @@ def check_machine() -> Iterator[Finding]:
     memory = memory_bytes("cpu")
     yield Finding(level=Level.OK, subject="cpu", text=f"{os.cpu_count()} cores, {memory / _GIB:.0f} GiB of memory")
     yield from _triton()
-    gpus = list(_gpus())
-    yield from gpus
+    yield from _gpus()
     yield from _models(memory)
     yield from _disk()
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
@@ -101,6 +100,14 @@ def _gpus() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") is None:
             yield Finding(level=Level.NOTE, subject="gpu", text="no NVIDIA GPU: everything runs on the CPU")
+            return
+        if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            yield Finding(
+                level=Level.NOTE,
+                subject="gpu",
+                text="hidden by CUDA_VISIBLE_DEVICES: everything runs on the CPU",
+                mend="unset CUDA_VISIBLE_DEVICES to use it",
+            )
             return
         yield Finding(
             level=Level.PROBLEM,

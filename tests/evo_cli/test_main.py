@@ -95,6 +95,31 @@ def test_doctor_finds_this_machine_in_order() -> None:
     assert "no problems found" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("visible", "code", "finding"),
+    [
+        ("", 0, "note\tgpu\thidden by CUDA_VISIBLE_DEVICES: everything runs on the CPU"),
+        ("0", 1, "problem\tgpu\tthe driver is there but torch"),
+    ],
+)
+def test_doctor_tells_a_hidden_gpu_from_one_that_torch_cannot_use(
+    tmp_path: Path, visible: str, code: int, finding: str
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    script = "import sys, torch; torch.cuda.is_available = lambda: False; from evo_cli.main import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", script, "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": visible},
+    )
+    assert result.returncode == code
+    assert finding in result.stdout
+
+
 def test_doctor_finds_the_other_package_called_kernels(tmp_path: Path) -> None:
     metadata = tmp_path / "kernels-0.9.dist-info"
     metadata.mkdir()
