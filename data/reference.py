@@ -10,12 +10,11 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pyfaidx
 
 from data.bgzip import is_bgzip, refuse_cut_bgzip
+from data.closing import Closing
 from data.errors import DataError
 from data.fasta import join_records, universal_newlines
 from data.fasta_index import FAILURES, open_indexed
@@ -29,7 +28,7 @@ _BLOCKS_KEPT = 16
 _MITOCHONDRION = ("chrM", "MT", "chrMT", "M")
 
 
-class Reference:
+class Reference(Closing):
     """Random access to a reference; use it as a context manager or call `close`.
 
     contigs: length in bp of every contig, in the order of the file. note: what the user should know about how the file
@@ -145,14 +144,6 @@ class Reference:
         """Close the file; safe to call twice."""
         if self._index is not None:
             self._index.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _is_fasta(source: Source) -> bool:

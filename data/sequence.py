@@ -43,10 +43,6 @@ URACIL_TO_THYMINE = _table({"U": "T"})
 
 IS_BASE = _member(BASES)
 """bool [256]: A, C, G, T in either case."""
-IS_LOWER_BASE = _member(BASES.lower())
-"""bool [256]: a, c, g, t."""
-IS_AMBIGUOUS = _member(AMBIGUITY_CODES)
-"""bool [256]: IUPAC codes that are not one base (U is neither: it is T)."""
 
 _COMPLEMENT_ARRAY = np.frombuffer(COMPLEMENT, dtype=np.uint8)
 _UPPER_ARRAY = np.frombuffer(UPPER_DNA, dtype=np.uint8)

@@ -12,9 +12,9 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from data.closing import Closing
 from data.errors import DataError
 
 CHUNK = 8 << 20
@@ -78,7 +78,7 @@ def _standard_input() -> BinaryIO:
     return raw
 
 
-class Source:
+class Source(Closing):
     """An opened file of sequences. Use it as a context manager.
 
     name: for messages; head: the first bytes, decompressed, without a byte-order mark. Raises DataError when the path
@@ -153,11 +153,3 @@ class Source:
         """Close the file; standard input stays open."""
         if self.path != STDIN:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -23,13 +23,13 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from data.closing import Closing
 from data.errors import DataError
 
 FORMAT = "evo-token-store"
@@ -108,7 +108,7 @@ class Records:
         return np.asarray(self._group["hash"][:], dtype=np.uint8)
 
 
-class TokenStore:
+class TokenStore(Closing):
     """A token store opened for reading; use it as a context manager or call `close`.
 
     tokens: h5py dataset, uint8 [T]; tags: uint8 array, all distinct tags joined (`tag_start` and `tag_end` of a
@@ -167,14 +167,6 @@ class TokenStore:
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

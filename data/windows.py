@@ -104,11 +104,6 @@ class Windows:
     def __len__(self) -> int:
         return -(-self._ring // self.options.length)
 
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Tokens (bases, tags and EODs) that one epoch predicts, padding not counted."""
-        return self._ring
-
     def batch(self, first: int, count: int) -> Batch:
         """Windows number first .. first + count - 1 of the endless stream; window n belongs to epoch n // len(self).
 

@@ -34,7 +34,7 @@ class EvoGroup(TyperGroup):
             SIGNALS.settle()
             typer.secho("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
+        except Exception as error:  # each is looked at: what is no user's mistake goes on as it came
             described = describe(error)
             if described is None:
                 raise

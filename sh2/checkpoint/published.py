@@ -87,11 +87,6 @@ def ours_to_published(
     return {entry.published: folded[entry.ours].map(entry.to_published) for entry in table}
 
 
-def stored_form(config: ModelConfig) -> ModelConfig:
-    """The configuration of the same model with all that is fixed or derived folded into its tensors."""
-    return replace(config, mr_window=None, rotary_frequencies=RotaryFrequencies.STORED)
-
-
 def _fold(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]:
     folded = dict(tensors)
     for layer, kind in enumerate(config.kinds):
