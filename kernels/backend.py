@@ -1,0 +1,67 @@
+"""Which implementation runs an operator: the Triton kernels where they can, plain torch with the reason why elsewhere."""
+
+import functools
+import importlib.util
+import logging
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class Backend(StrEnum):
+    """`auto` takes Triton where it can run and says once why it cannot; `triton` raises with the reason."""
+
+    AUTO = "auto"
+    TRITON = "triton"
+    REFERENCE = "reference"
+
+
+def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None = None) -> bool:
+    """Decide between the Triton kernels and the reference for one call.
+
+    Args:
+        z_BLE: the operator's input: its device and dtype decide.
+        limit: what else keeps the kernels from this call, in words; None if nothing does.
+
+    Raises:
+        ValueError: `backend` is `triton` and the kernels cannot run this call; the message says why.
+    """
+    if backend is Backend.REFERENCE:
+        return False
+    reason = unavailable(z_BLE.device.type, z_BLE.dtype) or limit
+    if reason is None:
+        return backend is Backend.TRITON or z_BLE.is_cuda
+    if backend is Backend.TRITON:
+        raise ValueError(f"{operator}: the Triton kernels cannot run here: {reason}")
+    if z_BLE.is_cuda and not torch.compiler.is_compiling():
+        _say_once(operator, reason)
+    return False
+
+
+@functools.cache
+def unavailable(device: str, dtype: torch.dtype) -> str | None:
+    """Say why the Triton kernels cannot take tensors of this device and dtype; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device == "cpu" and not _interpreting():
+        return "the tensors are on the CPU"
+    if device not in ("cpu", "cuda"):
+        return f"the tensors are on {device}; the kernels run on CUDA GPUs"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the dtype is {dtype}; the kernels take float32, bfloat16 and float16"
+    return None
+
+
+def _interpreting() -> bool:
+    """Tell whether TRITON_INTERPRET=1: kernels then run on CPU tensors, slowly, for tests."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _say_once(operator: str, reason: str) -> None:
+    log.warning("%s: plain torch instead of the Triton kernels: %s", operator, reason)

@@ -1,0 +1,44 @@
+"""What the streaming kernels share: a program owns a few channels and walks down the rows.
+
+The last inputs of a filter stay in registers, as a tuple with the newest first; every loop over taps unrolls.
+"""
+
+# C channels a program, F featurizer taps, K inner taps; a tuple of n tensors [C] is written n x [C]
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_taps(taps, channel_C, mask_C, K: tl.constexpr):
+    """Load filters stored [channels, K]: K x [C], tap 0 first."""
+    out = ()
+    for j in tl.static_range(K):
+        out = out + (tl.load(taps + channel_C * K + j, mask=mask_C, other=0.0),)
+    return out
+
+
+@triton.jit
+def load_before(z, past, t, stride, channel_C, mask_C, E, F: tl.constexpr):
+    """Load row t of a projection [L, E] as float32; rows before the first come from the state [F-1, E]."""
+    inside = tl.load(z + t * stride + channel_C, mask=mask_C & (t >= 0), other=0.0)
+    before = tl.load(past + (t + F - 1) * E + channel_C, mask=mask_C & (t < 0), other=0.0)
+    return tl.where(t >= 0, inside, before).to(tl.float32)
+
+
+@triton.jit
+def fir(newest, past, taps, K: tl.constexpr):
+    """One output of a K-tap filter: the newest input, and the K-1 before it."""
+    out = newest * taps[0]
+    for j in tl.static_range(1, K):
+        out += past[j - 1] * taps[j]
+    return out
+
+
+@triton.jit
+def push(newest, past, K: tl.constexpr):
+    """The K-1 inputs before the next one."""
+    if K == 1:
+        return past
+    else:
+        return (newest,) + past[: K - 2]
