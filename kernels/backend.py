@@ -1,4 +1,4 @@
-"""Which implementation runs an operator: the Triton kernels where they can, plain torch with the reason why elsewhere."""
+"""Which implementation runs an operator: Triton kernels where they can, elsewhere plain torch with the reason why."""
 
 import functools
 import importlib.util
