@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from evo_cli.commands.bench import bench
 from evo_cli.commands.convert import convert
 from evo_cli.commands.doctor import doctor
 from evo_cli.commands.evaluate import evaluate
@@ -78,6 +79,7 @@ def evo(
 for command in (prepare, train, score, generate, convert, models, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="eval")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
