@@ -4,8 +4,9 @@ Every operator is a causal map `(x, state) -> (y, state)`: `state=None` is the s
 comes out continues it. Pieces of a sequence, however cut, give the outputs of one pass.
 """
 
+from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir
 from kernels.hyena_li import ModalState, hyena_li, modal_scan
 
-__all__ = ["FirState", "ModalState", "channel_fir", "grouped_fir", "hyena_fir", "hyena_li", "modal_scan"]
+__all__ = ["Backend", "FirState", "ModalState", "channel_fir", "grouped_fir", "hyena_fir", "hyena_li", "modal_scan"]

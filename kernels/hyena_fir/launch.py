@@ -1,0 +1,138 @@
+"""What the kernels of hyena_fir are launched with: grids, block sizes, outputs, and the last sums over programs."""
+
+# B batch, L length, D width, E = 3D, G filter groups, F featurizer taps, K inner taps, S programs along the rows
+
+import torch
+from torch import Tensor
+
+from kernels.hyena_fir import direct_backward as direct_b
+from kernels.hyena_fir import direct_forward as direct_f
+
+_PROGRAMS = 4096  # enough of them fill a large GPU several times over
+
+
+def rows_a_program(B: int, L: int, D: int, channels: int, most: int) -> int:
+    """Choose how many rows a program walks down: as many as leave the GPU enough programs."""
+    rows = most
+    while rows > 16 and B * -(-L // rows) * -(-D // channels) < _PROGRAMS:
+        rows //= 2
+    return rows
+
+
+def projection(z: Tensor) -> Tensor:
+    """The projection with its channels side by side in memory; batch and rows may lie at any stride."""
+    return z if z.stride(2) == 1 else z.contiguous()
+
+
+def kept_past(w_last: Tensor, w_past: Tensor, length: int) -> Tensor:
+    """Carry over what of the state before a piece shorter than the filter is still state after it."""
+    if length < w_past.shape[1]:
+        w_last[:, : w_past.shape[1] - length] = w_past[:, length:]
+    return w_last
+
+
+def direct_forward(
+    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run a filter of few taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
+    z = projection(z)
+    B, L, E = z.shape
+    D = E // 3
+    y, w_last = z.new_empty(B, L, D), torch.empty_like(w_past, memory_format=torch.contiguous_format)
+    channels = 128
+    rows = rows_a_program(B, L, D, channels, most=256)
+    direct_f.direct_forward[-(-D // channels), -(-L // rows), B](
+        z,
+        z_past.contiguous(),
+        w_past.contiguous(),
+        featurizer.contiguous(),
+        bias,
+        taps.contiguous(),
+        skip,
+        y,
+        w_last,
+        L,
+        z.stride(0),
+        stride=z.stride(1),
+        D=D,
+        G=taps.shape[0],
+        F=featurizer.shape[1],
+        K=taps.shape[1],
+        BIAS=bias is not None,
+        SKIP=skip is not None,
+        C=channels,
+        ROWS=rows,
+        U=8,
+        num_warps=2,
+    )
+    return y, w_last
+
+
+def direct_backward(
+    dy: Tensor,
+    dw_last: Tensor | None,
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the backward of a filter of few taps: gradients of z, both states, featurizer, its bias, taps and skip."""
+    z = projection(z)
+    B, L, E = z.shape
+    D, (G, K), F = E // 3, taps.shape, featurizer.shape[1]
+    dz = z.new_empty(B, L, E)
+    dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
+    channels = 64
+    rows = rows_a_program(B, L, D, channels, most=512)
+    programs = -(-L // rows)
+    sums = K + 3 * (F + (bias is not None))
+    partial = z.new_empty(B * programs, sums, D, dtype=torch.float32)
+    direct_b.direct_backward[-(-D // channels), programs, B](
+        z,
+        z_past.contiguous(),
+        w_past.contiguous(),
+        featurizer.contiguous(),
+        bias,
+        taps.contiguous(),
+        skip,
+        dy.contiguous(),
+        None if dw_last is None else dw_last.contiguous(),
+        dz,
+        dz_past,
+        dw_past,
+        partial,
+        L,
+        z.stride(0),
+        stride=z.stride(1),
+        D=D,
+        G=G,
+        F=F,
+        K=K,
+        BIAS=bias is not None,
+        SKIP=skip is not None,
+        LAST=dw_last is not None,
+        C=channels,
+        ROWS=rows,
+        U=4,
+        num_warps=1,
+    )
+    total = partial.sum(0)
+    dtaps = total[:K].view(K, G, D // G).sum(2).T.contiguous()
+    dfeaturizer, dbias = featurizer_gradients(total[K:], F)
+    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, total[0].clone()
+
+
+def featurizer_gradients(sums: Tensor, F: int) -> tuple[Tensor, Tensor]:
+    """Order the sums [3 (F + bias), D] as the featurizer's taps [3D, F] and bias [3D] (of no meaning without one)."""
+    thirds = sums.view(3, -1, sums.shape[1])
+    return thirds[:, :F].transpose(1, 2).reshape(-1, F), thirds[:, -1].reshape(-1)
+
+
+def carried_back(dw_past: Tensor, dw_last: Tensor | None, length: int) -> Tensor:
+    """Add the gradient of what `kept_past` carried over."""
+    if dw_last is not None and length < dw_past.shape[1]:
+        dw_past[:, length:] += dw_last[:, : dw_past.shape[1] - length]
+    return dw_past
