@@ -2,9 +2,14 @@
 
 # B batch, L length, D width, E = 3D, G filter groups, F featurizer taps, K inner taps, S programs along the rows
 
+from collections.abc import Iterator
+
 import torch
+import triton
 from torch import Tensor
 
+from kernels.hyena_fir import banded_backward as banded_b
+from kernels.hyena_fir import banded_forward as banded_f
 from kernels.hyena_fir import direct_backward as direct_b
 from kernels.hyena_fir import direct_forward as direct_f
 
@@ -136,3 +141,174 @@ def carried_back(dw_past: Tensor, dw_last: Tensor | None, length: int) -> Tensor
     if dw_last is not None and length < dw_past.shape[1]:
         dw_past[:, length:] += dw_last[:, : dw_past.shape[1] - length]
     return dw_past
+
+
+def tile_channels(D: int, G: int) -> int:
+    """The channels of a tile: those of a group, up to 16, as a power of two."""
+    return min(16, triton.next_power_of_2(D // G))
+
+
+def tiles(D: int, G: int) -> int:
+    """The number of tiles that cover all groups."""
+    return G * -(-(D // G) // tile_channels(D, G))
+
+
+def spans(B: int, L: int, K: int, programs: int, segments: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Cut the rows for programs of `segments` segments each, `programs` of them side by side.
+
+    Yields:
+        The first row, the number of programs, the rows of a segment, and whether the sequence may end within them.
+    """
+    least = max(64, 16 * ((K + 14) // 16))  # a segment's past lies in one other segment
+    rows = 2048
+    while rows // 2 >= least and B * programs * (L // (rows * segments)) < 2048:
+        rows //= 2
+    whole = L // (rows * segments)
+    if whole:
+        yield 0, whole, rows, False
+    rest = L - whole * rows * segments
+    if rest:
+        yield L - rest, -(-rest // (least * segments)), least, True
+
+
+def banded_forward(
+    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run a filter of many taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
+    z = projection(z)
+    B, L, E = z.shape
+    D, (G, K) = E // 3, taps.shape
+    y, w_last = z.new_empty(B, L, D), torch.empty_like(w_past, memory_format=torch.contiguous_format)
+    channels = tile_channels(D, G)
+    pairs = -(-tiles(D, G) // 2)
+    for start, programs, rows, check in spans(B, L, K, pairs, 16 // channels):
+        banded_f.banded_forward[pairs, programs, B](
+            z,
+            z_past.contiguous(),
+            w_past.contiguous(),
+            featurizer.contiguous(),
+            bias,
+            taps.contiguous(),
+            skip,
+            y,
+            w_last,
+            L,
+            start,
+            z.stride(0),
+            stride=z.stride(1),
+            D=D,
+            G=G,
+            F=featurizer.shape[1],
+            K=K,
+            BIAS=bias is not None,
+            SKIP=skip is not None,
+            CHANNELS=channels,
+            SEGMENT=rows,
+            CHECK=check,
+            HINT=not triton.knobs.runtime.interpret,
+            num_warps=1,
+        )
+    return y, kept_past(w_last, w_past, L)
+
+
+def banded_backward(
+    dy: Tensor,
+    dw_last: Tensor | None,
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the backward of a filter of many taps: the same gradients as `direct_backward`."""
+    z = projection(z)
+    B, L, E = z.shape
+    D, (G, K), F = E // 3, taps.shape, featurizer.shape[1]
+    dz = z.new_empty(B, L, E)
+    dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
+    common = (z, z_past.contiguous()), (featurizer.contiguous(), bias, taps.contiguous(), skip, dy.contiguous())
+    channels, count = tile_channels(D, G), tiles(D, G)
+    blocks = (K + 14) // 16 + 1
+    sums = F + (bias is not None)
+    options = {
+        "stride": z.stride(1),
+        "D": D,
+        "G": G,
+        "F": F,
+        "K": K,
+        "BIAS": bias is not None,
+        "SKIP": skip is not None,
+        "CHANNELS": channels,
+        "HINT": not triton.knobs.runtime.interpret,
+        "num_warps": 1,
+    }
+
+    segments = 32 // channels
+    cuts = list(spans(B, L, K, count, segments))
+    total = sum(programs for _, programs, _, _ in cuts)
+    partial = z.new_empty(B * total * segments, sums + 1, D, dtype=torch.float32)
+    partial_taps = z.new_empty(B * total, count, blocks, 16, 16, dtype=torch.float32)
+    before = 0
+    for start, programs, rows, check in cuts:
+        banded_b.banded_down[count, programs, B](
+            *common[0],
+            w_past.contiguous(),
+            *common[1],
+            dz,
+            dz_past,
+            partial,
+            partial_taps,
+            L,
+            start,
+            before,
+            total,
+            z.stride(0),
+            SEGMENT=rows,
+            CHECK=check,
+            **options,
+        )
+        before += programs
+    down = partial.sum(0)
+    dtaps = taps_gradient(partial_taps.sum(0), G, K)
+
+    segments = 16 // channels
+    pairs = -(-count // 2)
+    cuts = list(spans(B, L, K, pairs, segments))
+    total = sum(programs for _, programs, _, _ in cuts)
+    partial = z.new_empty(B * total * segments, 2 * sums, D, dtype=torch.float32)
+    before = 0
+    for start, programs, rows, check in cuts:
+        banded_b.banded_up[pairs, programs, B](
+            *common[0],
+            *common[1],
+            None if dw_last is None else dw_last.contiguous(),
+            dz,
+            dz_past,
+            dw_past,
+            partial,
+            L,
+            start,
+            before,
+            total,
+            z.stride(0),
+            SEGMENT=rows,
+            CHECK=check,
+            LAST=dw_last is not None,
+            **options,
+        )
+        before += programs
+    dfeaturizer, dbias = featurizer_gradients(torch.cat([down[:sums], partial.sum(0)]), F)
+    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, down[sums].clone()
+
+
+def taps_gradient(blocks: Tensor, G: int, K: int) -> Tensor:
+    """Sum the gradients of Toeplitz blocks [tiles, distances, 16 (t), 16 (s)] along diagonals: tap 16 d + t - s."""
+    group = blocks.view(G, -1, *blocks.shape[1:]).sum(1).flip(3)
+    # rows of 32 read as rows of 31: each moves one to the right of the one above, and diagonals stand in columns
+    skewed = torch.nn.functional.pad(group, (0, 16)).flatten(2)[..., : 16 * 31]
+    diagonals = skewed.unflatten(2, (16, 31)).sum(2)
+    taps = diagonals[..., 15:].clone()
+    taps[:, :-1, 1:] += diagonals[:, 1:, :15]
+    return taps.flatten(1)[:, :K].contiguous()

@@ -1,0 +1,176 @@
+"""How Hyena-MR's kernels lay sequences out for tensor cores.
+
+A program of one warp owns 32 columns; a thread walks down one column, 16 rows at a time. A column is one channel in one
+segment of the rows. Columns that share a filter form a tile: the product of its 16 rows and a 16 x 16 Toeplitz matrix is
+the block's part of the convolution. Registers hold the operands of the blocks before, so nothing is read twice.
+"""
+
+# TILES tiles a program; a tile has CHANNELS channels (a power of two, at most 16) in SEGMENTS segments of SEGMENT rows
+# a tuple of n row tensors [32] is written n x [32]
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_group(tile, D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr):
+    """The group of a tile, and its first channel within the group."""
+    a_group: tl.constexpr = (D // G + CHANNELS - 1) // CHANNELS
+    return tile // a_group, (tile % a_group) * CHANNELS
+
+
+@triton.jit
+def columns(D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr):
+    """The channel and the segment of each column, and which exist; the others read a real one, and store nothing."""
+    column = tl.arange(0, 32)
+    slot = column % (32 // TILES)
+    group, first = tile_group(tl.program_id(0) * TILES + column // (32 // TILES), D, G, CHANNELS)
+    within = first + slot % CHANNELS
+    mask = (within < D // G) & (group < G)
+    return tl.minimum(group * (D // G) + within, D - 1), slot // CHANNELS, mask
+
+
+@triton.jit
+def toeplitz(
+    taps,
+    operand,
+    D: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TILES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """The filter as blocks of a banded Toeplitz matrix, one for each distance in blocks: entry (s, t) is tap 16 d + t - s.
+
+    As many as reach K-1 inputs back: (K + 14) // 16 + 1. Transposed, entry (t, s).
+    """
+    row = tl.arange(0, 16 * TILES)[:, None]
+    column = tl.arange(0, 16)[None, :]
+    group, _ = tile_group(tl.program_id(0) * TILES + row // 16, D, G, CHANNELS)
+    group = tl.minimum(group, G - 1)
+    ahead = row % 16 - column if TRANSPOSED else column - row % 16
+    out = ()
+    for d in tl.static_range((K + 14) // 16 + 1):
+        lag = 16 * d + ahead
+        matrix = tl.load(taps + group * K + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(operand)
+        out = out + (batched(matrix, TILES),)
+    return out
+
+
+@triton.jit
+def batched(x, TILES: tl.constexpr):
+    """Rows of several tiles as a batch of matrices."""
+    if TILES == 1:
+        return x
+    else:
+        return tl.reshape(x, (TILES, x.shape[0] // TILES, 16))
+
+
+@triton.jit
+def identity(operand):
+    """The 16 x 16 unit matrix."""
+    return tl.where(tl.arange(0, 16)[:, None] == tl.arange(0, 16)[None, :], 1.0, 0.0).to(operand)
+
+
+@triton.jit
+def pack(rows):
+    """16 x [32] as one tensor [32, 16]."""
+    a = tl.join(tl.join(rows[0], rows[8]), tl.join(rows[4], rows[12]))
+    b = tl.join(tl.join(rows[1], rows[9]), tl.join(rows[5], rows[13]))
+    c = tl.join(tl.join(rows[2], rows[10]), tl.join(rows[6], rows[14]))
+    d = tl.join(tl.join(rows[3], rows[11]), tl.join(rows[7], rows[15]))
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (32, 16))
+
+
+@triton.jit
+def unpack(tensor):
+    """[32, 16] as 16 x [32]."""
+    even, odd = tl.split(tl.reshape(tensor, (32, 2, 2, 2, 2)))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    a0, a4 = tl.split(a)
+    b0, b4 = tl.split(b)
+    c0, c4 = tl.split(c)
+    d0, d4 = tl.split(d)
+    r0, r8 = tl.split(a0)
+    r4, r12 = tl.split(a4)
+    r1, r9 = tl.split(b0)
+    r5, r13 = tl.split(b4)
+    r2, r10 = tl.split(c0)
+    r6, r14 = tl.split(c4)
+    r3, r11 = tl.split(d0)
+    r7, r15 = tl.split(d4)
+    return (r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13, r14, r15)
+
+
+@triton.jit
+def multiply(a, b):
+    """A product with float32 sums; float32 operands lose nothing that matters to three TF32 products."""
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def operand_of(rows, unit, TILES: tl.constexpr):
+    """16 x [32] as the left operand of products: the unit matrix brings them into the layout that products keep."""
+    narrow = ()
+    for j in tl.static_range(16):
+        narrow = narrow + (rows[j].to(unit.dtype),)
+    return batched(multiply(pack(narrow), unit).to(unit.dtype), TILES)
+
+
+@triton.jit
+def convolve(newest, past, matrices, BLOCKS: tl.constexpr):
+    """A block of outputs from its own inputs and those of the BLOCKS-1 blocks before (or, transposed, behind)."""
+    out = multiply(newest, matrices[0])
+    for d in tl.static_range(1, BLOCKS):
+        out = tl.dot(past[d - 1], matrices[d], out, input_precision="tf32x3")
+    return unpack(tl.reshape(out, (32, 16)))
+
+
+@triton.jit
+def no_past(unit, TILES: tl.constexpr, BLOCKS: tl.constexpr):
+    """BLOCKS-1 blocks of zeros."""
+    out = ()
+    for _ in tl.static_range(BLOCKS - 1):
+        out = out + (batched(tl.zeros((32, 16), unit.dtype), TILES),)
+    return out
+
+
+@triton.jit
+def load_block(p, left, stride: tl.constexpr, CHECK: tl.constexpr):
+    """16 rows of every column: 16 x [32]; CHECK: zeros from row `left` on."""
+    rows = ()
+    for j in tl.static_range(16):
+        if CHECK:
+            rows = rows + (tl.load(p + j * stride, mask=left > j, other=0.0),)
+        else:
+            rows = rows + (tl.load(p + j * stride),)
+    return rows
+
+
+@triton.jit
+def load_above(p, past, first, mask, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """The F-1 rows above row `first`, newest first, as float32: from the state if it is row 0, zeros if it is negative."""
+    rows = ()
+    start = first == 0
+    for j in tl.static_range(F - 1):
+        inside = tl.load(p - (j + 1) * stride, mask=mask & (first > 0), other=0.0)
+        before = tl.load(past + (F - 2 - j) * E, mask=mask & start, other=0.0)
+        rows = rows + (tl.where(start, before, inside).to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def fetch(p, last, stride: tl.constexpr, ROWS: tl.constexpr, HINT: tl.constexpr):
+    """Ask the L2 cache for ROWS rows, the last of them no further than `last`: they are read a little later."""
+    if HINT:
+        row = tl.minimum(tl.arange(0, ROWS), last)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [(p + row.to(tl.int64) * stride).to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
