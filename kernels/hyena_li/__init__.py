@@ -1,5 +1,6 @@
 """Hyena-LI: featurizer, gate, sum of exponentials, gate."""
 
-from kernels.hyena_li.reference import ModalState, hyena_li, modal_scan
+from kernels.hyena_li.operator import hyena_li, hyena_li_step
+from kernels.hyena_li.reference import ModalState, modal_scan
 
-__all__ = ["ModalState", "hyena_li", "modal_scan"]
+__all__ = ["ModalState", "hyena_li", "hyena_li_step", "modal_scan"]

@@ -113,3 +113,20 @@ def hyena_li(
         c_BLD, modes_BDN = modal_scan(w_BLD, log_poles_DN.to(wide), residues_DN.to(wide), past.modes_BDN)
         c_BLD = torch.addcmul(c_BLD, w_BLD, skip_D.to(wide))
         return (q_BLD * c_BLD).to(z_BLE.dtype), ModalState(featurizer_BPE, modes_BDN)
+
+
+def hyena_li_step(
+    z_BE: Tensor,
+    featurizer_EK: Tensor,
+    featurizer_bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    residues_DN: Tensor,
+    skip_D: Tensor,
+    state: ModalState,
+) -> Tensor:
+    """Apply Hyena-LI to one token and move the state's tensors on in place; returns y_BD."""
+    parameters = (featurizer_EK, featurizer_bias_E, log_poles_DN, residues_DN, skip_D)
+    y_B1D, after = hyena_li(z_BE[:, None], *parameters, state)
+    for mine, new in zip(state, after, strict=True):
+        mine.copy_(new)
+    return y_B1D[:, 0]

@@ -1,0 +1,190 @@
+"""Hyena-LI forward in Triton: the modes before every segment of rows, then the outputs of all segments at once.
+
+A program owns C channels and walks down the rows of its segment with the modes in registers. Rows are loaded U at a
+time, one group ahead of their use.
+"""
+
+# B batch, L length, D width, E = 3D projected channels, S segments, N modes, F featurizer taps, H = F - 1
+# C channels a program; a tuple of n tensors [C] is written n x [C]; the thirds of E are 0 = q, 1 = k, 2 = v
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.hyena_li.modes import (
+    advance,
+    everywhere,
+    feature,
+    load_filters,
+    load_history,
+    load_modes,
+    load_thirds,
+    pick,
+    place,
+    push_all,
+    store_modes,
+    weigh,
+    zeros,
+)
+from kernels.rows import load_taps
+
+# channels and warps a program, rows a group: measured, see README.md
+STATES = {"C": 64, "num_warps": 1, "U": 8}
+OUTPUT = {"C": 64, "num_warps": 1, "U": 8}
+
+
+@triton.jit
+def states_kernel(
+    z, past, taps, bias, rates, before, stride_batch,
+    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """What every segment but the last adds to the modes at its end; it goes to the next segment's place."""
+    channel_C, mask_C = place(D, C)
+    segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    z += batch * stride_batch
+    t = segment * ROWS
+    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, 1, 3, F)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, 1, 3, F, BIAS)
+    rates = load_taps(rates, channel_C, mask_C, N)
+    modes = zeros(C, N)
+    p = z + t * stride + channel_C
+    rows = load_thirds(p, ROWS, stride, D, 1, 3, U)
+    for r in range(0, ROWS, U):
+        p += U * stride
+        ahead = load_thirds(p, ROWS - U - r, stride, D, 1, 3, U)
+        for u in tl.static_range(U):
+            new = pick(rows, u, 2)
+            w_C = feature(new[0], history[0], filters[0], F, BIAS) * feature(new[1], history[1], filters[1], F, BIAS)
+            modes = advance(modes, w_C, rates, N, PRECISE)
+            history = push_all(new, history, 2, F)
+        rows = ahead
+    place_of_next = (batch * (tl.num_programs(1) + 1) + segment + 1) * N * D
+    store_modes(before + place_of_next + channel_C, modes, mask_C, D, N)
+
+
+@triton.jit(do_not_specialize=("S",))
+def carry_kernel(
+    log_poles, modes, before, S, D: tl.constexpr, N: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr
+):
+    """One mode of C channels from segment to segment: turn what the segments add into the modes before each."""
+    channel_C, mask_C = place(D, C)
+    n, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    log_pole_C = tl.load(log_poles + channel_C * N + n, mask=mask_C, other=0.0)
+    decay_C = tl.exp(log_pole_C.to(tl.float64) * ROWS).to(tl.float32)
+    mode_C = tl.load(modes + (batch * D + channel_C) * N + n, mask=mask_C, other=0.0)
+    p = before + (batch * S * N + n) * D + channel_C
+    tl.store(p, mode_C, mask=mask_C)
+    for i in range(1, S, U):
+        p += N * D
+        segment_C = everywhere(i, channel_C)
+        added = ()
+        for u in tl.static_range(U):
+            added = added + (tl.load(p + u * N * D, mask=mask_C & (segment_C + u < S), other=0.0),)
+        for u in tl.static_range(U):
+            mode_C = decay_C * mode_C + added[u]
+            tl.store(p + u * N * D, mode_C, mask=mask_C & (segment_C + u < S))
+        p += (U - 1) * N * D
+
+
+@triton.jit
+def output(rows, u: tl.constexpr, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE):
+    """One row: the output, and history and modes after it."""
+    new = pick(rows, u, 3)
+    q_C = feature(new[0], history[0], filters[0], F, BIAS)
+    w_C = feature(new[1], history[1], filters[1], F, BIAS) * feature(new[2], history[2], filters[2], F, BIAS)
+    modes = advance(modes, w_C, rates, N, PRECISE)
+    return q_C * weigh(modes, residues, skip_C * w_C, N), push_all(new, history, 3, F), modes
+
+
+@triton.jit(do_not_specialize=("L",))
+def output_kernel(
+    z, past, taps, bias, rates, residues, skip, before, y, last, L, stride_batch,
+    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """The outputs of every segment, from the modes before it; the last one also stores the modes after it."""
+    channel_C, mask_C = place(D, C)
+    segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    z += batch * stride_batch
+    t = segment * ROWS
+    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, 0, 3, F)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, 0, 3, F, BIAS)
+    rates = load_taps(rates, channel_C, mask_C, N)
+    residues = load_taps(residues, channel_C, mask_C, N)
+    skip_C = tl.load(skip + channel_C, mask=mask_C, other=0.0)
+    modes = load_modes(before + (batch * tl.num_programs(1) + segment) * N * D + channel_C, mask_C, D, N)
+    count = tl.minimum(L - t, ROWS).to(tl.int32)
+    whole = count - count % U
+    p = z + t * stride + channel_C
+    y += (batch * L + t) * D + channel_C
+    rows = load_thirds(p, whole, stride, D, 0, 3, U)
+    for r in range(0, whole, U):
+        p += U * stride
+        ahead = load_thirds(p, whole - U - r, stride, D, 0, 3, U)
+        for u in tl.static_range(U):
+            y_C, history, modes = output(rows, u, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE)
+            tl.store(y + u * D, y_C.to(y.dtype.element_ty), mask=mask_C)
+        rows = ahead
+        y += U * D
+    for r in range(whole, count):
+        left = load_thirds(p, count - r, stride, D, 0, 3, 1)
+        y_C, history, modes = output(left, 0, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE)
+        tl.store(y, y_C.to(y.dtype.element_ty), mask=mask_C)
+        p += stride
+        y += D
+    if segment == tl.num_programs(1) - 1:
+        store_modes(last + (batch * D + channel_C) * N, modes, mask_C, 1, N)
+
+
+def decay_rates(log_poles_DN: Tensor, precise: bool) -> Tensor:
+    """What the kernels multiply by at every step: lambda, or lambda - 1 where the inputs deserve the last bits."""
+    return torch.expm1(log_poles_DN) if precise else torch.exp(log_poles_DN)
+
+
+def fitted(options: dict[str, int], precise: bool, modes: int) -> dict[str, int]:
+    """Fewer channels a program where values or modes would not fit into its registers."""
+    return options | {"C": min(options["C"], 32)} if precise or modes > 16 else options
+
+
+def forward(
+    z_BLE: Tensor,
+    past_BPE: Tensor,
+    featurizer_EK: Tensor,
+    bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    residues_DN: Tensor,
+    skip_D: Tensor,
+    modes_BDN: Tensor,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run Hyena-LI on contiguous parameters and states and a z whose last stride is 1; segments have `rows` rows.
+
+    Returns:
+        y_BLD in z's dtype, the modes after the last row, and the modes before every segment, [B, S, N, D] float32.
+    """
+    B, L, _ = z_BLE.shape
+    D, N = log_poles_DN.shape
+    segments = -(-L // rows)
+    y_BLD = torch.empty(B, L, D, dtype=z_BLE.dtype, device=z_BLE.device)
+    before_BSND = torch.empty(B, segments, N, D, dtype=torch.float32, device=z_BLE.device)
+    last_BDN = torch.empty_like(modes_BDN)
+    precise = z_BLE.dtype is torch.float32
+    rates_DN = decay_rates(log_poles_DN, precise)
+    bias = featurizer_EK if bias_E is None else bias_E
+    shape = (z_BLE.stride(0), z_BLE.stride(1), D, featurizer_EK.shape[1], N, bias_E is not None, precise)
+    if segments > 1:
+        options = fitted(STATES, precise, N)
+        states_kernel[(triton.cdiv(D, options["C"]), segments - 1, B)](
+            z_BLE, past_BPE, featurizer_EK, bias, rates_DN, before_BSND, *shape, ROWS=rows, **options
+        )
+    carry_kernel[(triton.cdiv(D, 128), N, B)](
+        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, ROWS=rows, U=8, num_warps=4
+    )
+    options = fitted(OUTPUT, precise, N)
+    output_kernel[(triton.cdiv(D, options["C"]), segments, B)](
+        z_BLE, past_BPE, featurizer_EK, bias, rates_DN, residues_DN, skip_D, before_BSND, y_BLD, last_BDN, L, *shape,
+        ROWS=rows, **options,
+    )  # fmt: skip
+    return y_BLD, last_BDN, before_BSND
