@@ -34,7 +34,7 @@ from kernels.hyena_li.modes import (
 from kernels.hyena_li.up import up_kernel
 from kernels.rows import load_taps
 
-# channels and warps a program, rows a group: measured, see README.md
+# channels and warps a program, rows a group
 ADJOINTS = {"C": 32, "num_warps": 1, "U": 8}
 UP = {"C": 32, "num_warps": 1, "U": 4}
 DOWN = {"C": 64, "num_warps": 1, "U": 4}

@@ -29,7 +29,7 @@ from kernels.hyena_li.modes import (
 )
 from kernels.rows import load_taps
 
-# channels and warps a program, rows a group: measured, see README.md
+# channels and warps a program, rows a group
 STATES = {"C": 64, "num_warps": 1, "U": 8}
 OUTPUT = {"C": 64, "num_warps": 1, "U": 8}
 
