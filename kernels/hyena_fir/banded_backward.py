@@ -10,9 +10,9 @@ the gradients of the pre-gate k and of v.
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.banded_forward import featurize_block, gated_past, times
+from kernels.hyena_fir.banded_forward import featurize_block, gate, times
 from kernels.hyena_fir.direct_backward import correlate, reverse_fir, zeros
-from kernels.hyena_fir.direct_forward import everywhere, load_filters
+from kernels.hyena_fir.direct_forward import load_filters
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
@@ -20,10 +20,12 @@ from kernels.hyena_fir.tiles import (
     identity,
     load_above,
     load_block,
-    multiply,
+    load_kept,
     no_past,
     operand_of,
     pack,
+    place_rows,
+    store_kept,
     toeplitz,
 )
 from kernels.rows import push
@@ -49,6 +51,18 @@ def correlate_block(sums, gradients, rows, above, F: tl.constexpr, BIAS: tl.cons
 
 
 @triton.jit
+def load_gradient(dy, row, L, end, D: tl.constexpr, CHECK: tl.constexpr):
+    """16 rows of the output's gradient, as float32: zeros beyond the sequence, where blocks reach up to row `end`."""
+    rows = widen(load_block(dy, row, L, D, CHECK))
+    if end > L:
+        kept = ()
+        for j in tl.static_range(16):
+            kept = kept + (tl.where(row < L, rows[j], 0.0),)
+        rows = kept
+    return rows
+
+
+@triton.jit
 def store_sums(partial, sums, channel, mask, D: tl.constexpr, N: tl.constexpr):
     """Store N sums [32] of a segment."""
     for j in tl.static_range(N):
@@ -56,27 +70,16 @@ def store_sums(partial, sums, channel, mask, D: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def block_down(
-    p, p_dy, q_past, k_past, v_past, left, past, filters, matrices, unit, direct,
-    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, BLOCKS: tl.constexpr, CHECK: tl.constexpr,
-):  # fmt: skip
-    """16 rows of the walk down: z's q, gated inputs (also as an operand), gradients of the filter's output and of q."""
-    q_rows = load_block(p, left, stride, CHECK)
-    k, k_past = featurize_block(load_block(p + D, left, stride, CHECK), k_past, filters[1], F)
-    v, v_past = featurize_block(load_block(p + 2 * D, left, stride, CHECK), v_past, filters[2], F)
-    dy = widen(load_block(p_dy, left, D, CHECK))
-    w = times(k, v)
-    newest = operand_of(w, unit, 1)
-    c = convolve(newest, past, matrices, BLOCKS)
-    q, q_next = featurize_block(q_rows, q_past, filters[0], F)
-    dc = times(dy, q)
-    dq = ()
+def transpose_rows(rows, above, filter, F: tl.constexpr):
+    """The transposed featurizer at the 16 rows from F-1 above the first on; `above` are the F-1 gradients above it."""
+    out = ()
     for j in tl.static_range(16):
-        dq = dq + (dy[j] * (c[j] + direct * w[j]),)
-    return q_rows, w, newest, dc, dq, q_next, k_past, v_past
+        out = out + (reverse_fir(rows[j], above, filter, F),)
+        above = push(rows[j], above, F)
+    return out, above
 
 
-@triton.jit(do_not_specialize=["L", "start", "before"])
+@triton.jit(do_not_specialize=["L"])
 def banded_down(
     z,
     z_past,
@@ -91,9 +94,6 @@ def banded_down(
     partial,
     partial_taps,
     L,
-    start,
-    before,
-    total,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -103,95 +103,89 @@ def banded_down(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
-    HINT: tl.constexpr,
 ):
-    """The gradients of q and of the filter, for rows from `start` on; `before` programs of `total` had earlier rows.
+    """The gradients of q and of the filter.
 
-    partial [B, total, segments, F + BIAS + 1, D] gets the sums of q's featurizer and of the skip,
-    partial_taps [B, total, tiles, BLOCKS, 16, 16] those of the Toeplitz blocks' entries.
+    partial [B, programs, segments, F + BIAS + 1, D] gets the sums of q's featurizer and of the skip,
+    partial_taps [B, programs, tiles, BLOCKS, 16, 16] those of the Toeplitz blocks' entries.
     """
     SEGMENTS: tl.constexpr = 32 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, 1)
     b = tl.program_id(2).to(tl.int64)
-    z += b * stride_b
-    z_past += b * (F - 1) * 3 * D
+    z += b * stride_b + channel
+    z_past += b * (F - 1) * 3 * D + channel
     w_past += b * (K - 1) * D
-    dy += b * L * D
-    dz += b * L * 3 * D
-    dz_past += b * (F - 1) * 3 * D
+    dy += b * L * D + channel
+    dz += b * L * 3 * D + channel
+    dz_past += b * (F - 1) * 3 * D + channel
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
     matrices = toeplitz(inner_taps, operand, D, G, K, CHANNELS, 1, False)
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    row = start + tl.program_id(1).to(tl.int64) * SEGMENTS * SEGMENT
-    first = row + segment * SEGMENT
-    past = gated_past(z, z_past, w_past, first, L, channel, mask, filters, unit, stride, D, F, K, 1)
-    p = z + first * stride + channel
-    p_dy = dy + first * D + channel
-    out = dz + first * 3 * D + channel
-    here = mask & (first < L)
-    q_past = load_above(p, z_past + channel, first, here, stride, 3 * D, F)
-    k_past = load_above(p + D, z_past + channel + D, first, here, stride, 3 * D, F)
-    v_past = load_above(p + 2 * D, z_past + channel + 2 * D, first, here, stride, 3 * D, F)
+    start, count = place_rows(L, SEGMENTS, ROWS)
+    first = start + segment * count * 16
+    row = first - 16 * (BLOCKS - 1)
+    past = no_past(unit, 1, BLOCKS)
+    q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
+    k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
+    v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
     d_taps = ()
     for _ in tl.static_range(BLOCKS):
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
     d_skip = tl.zeros((32,), tl.float32)
     dq_above = zeros(F - 1, channel)
-    count = tl.minimum((L - row + 15) // 16, SEGMENT // 16) if CHECK else SEGMENT // 16
-    left = L - first
-    for i in range(count):
-        q_rows, w, newest, dc, dq, q_next, k_past, v_past = block_down(
-            p, p_dy, q_past, k_past, v_past, left, past, filters, matrices, unit, direct, stride, D, F, BLOCKS, CHECK
+    # one block more than the segment's: its last rows wait for the first gradients below them
+    for i in range(1 - BLOCKS, count + 1):
+        k_rows = load_block(z + D, row, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+        above = (start == 0) & (i < 0)
+        w, k_past, v_past = gate(
+            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters, stride, D, F, K
         )
-        narrow = ()
-        for j in tl.static_range(16):
-            d_skip += dc[j] * w[j]
-            # columns that no channel fills must add nothing to their tile's products
-            kept = dc[j] if D % (G * CHANNELS) == 0 else tl.where(mask, dc[j], 0.0)
-            narrow = narrow + (kept.to(operand),)
-        gradient = tl.trans(pack(narrow))
-        sums = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
-        for d in tl.static_range(1, BLOCKS):
-            sums = sums + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
-        d_taps = sums
+        newest = operand_of(w, unit, 1)
+        if i >= 0:
+            q_rows = load_block(z, row, L, stride, CHECK)
+            dy_rows = load_gradient(dy, row, L, start + (SEGMENTS - 1) * count * 16 + 16 * i + 16, D, CHECK)
+            c = convolve(newest, past, matrices, BLOCKS)
+            q, q_next = featurize_block(q_rows, q_past, filters[0], F)
+            dq = ()
+            for j in tl.static_range(16):
+                dq = dq + (dy_rows[j] * (c[j] + direct * w[j]),)
+            dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
+            for j in tl.static_range(F - 1):  # rows of the block above
+                value = dz_rows[j].to(operand)
+                t = row + j - (F - 1)
+                tl.store(dz + t * 3 * D, value, mask=mask & (t >= first) & (t < L))
+                tl.store(dz_past + j * 3 * D, value, mask=mask & (row == 0))
+            if i < count:
+                for j in tl.static_range(F - 1, 16):
+                    t = row + j - (F - 1)
+                    inside = mask & (t < L) if CHECK else mask
+                    tl.store(dz + t * 3 * D, dz_rows[j].to(operand), mask=inside)
+                d_q = correlate_block(d_q, dq, q_rows, q_past, F, BIAS)
+                narrow = ()
+                for j in tl.static_range(16):
+                    dc = dy_rows[j] * q[j]
+                    d_skip += dc * w[j]
+                    # columns that no channel fills must add nothing to their tile's products
+                    kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
+                    narrow = narrow + (kept.to(operand),)
+                gradient = tl.trans(pack(narrow))
+                sums = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
+                for d in tl.static_range(1, BLOCKS):
+                    sums = sums + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
+                d_taps = sums
+            q_past = q_next
         past = (newest,) + past[: BLOCKS - 2]
-        d_q = correlate_block(d_q, dq, q_rows, q_past, F, BIAS)
-        q_past = q_next
-        for j in tl.static_range(16):
-            value = reverse_fir(dq[j], dq_above, filters[0], F).to(operand)
-            dq_above = push(dq[j], dq_above, F)
-            if j < F - 1:  # these rows belong to the block above
-                tl.store(out + (j - F + 1) * 3 * D, value, mask=mask & (left > j - F + 1) & (everywhere(i, channel) > 0))
-                tl.store(
-                    dz_past + channel + j * 3 * D,
-                    value,
-                    mask=mask & (first == 0) & (everywhere(i, channel) == 0),
-                )
-            elif CHECK:
-                tl.store(out + (j - F + 1) * 3 * D, value, mask=mask & (left > j - F + 1))
-            else:
-                tl.store(out + (j - F + 1) * 3 * D, value, mask=mask)
-        p += 16 * stride
-        p_dy += 16 * D
-        out += 16 * 3 * D
-        left -= 16
-    if F > 1:  # the last rows wait for the first gradients of the next segment
-        _, _, _, _, dq, _, _, _ = block_down(
-            p, p_dy, q_past, k_past, v_past, left, past, filters, matrices, unit, direct, stride, D, F, BLOCKS, True
-        )
-        for j in tl.static_range(F - 1):
-            value = reverse_fir(dq[j], dq_above, filters[0], F).to(operand)
-            dq_above = push(dq[j], dq_above, F)
-            tl.store(out + (j - F + 1) * 3 * D, value, mask=mask & (left > j - F + 1))
+        row += 16
 
-    program = b * total + before + tl.program_id(1)
+    program = b * tl.num_programs(1) + tl.program_id(1)
     tile = program * tl.num_programs(0) + tl.program_id(0)
     entry = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
     for d in tl.static_range(BLOCKS):
@@ -201,59 +195,20 @@ def banded_down(
 
 
 @triton.jit
-def gradient_at_output(
-    p, p_dy, past, left, filter, stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr
-):
-    """The gradient of the inner filter's output at 16 rows: dy times the post-gate."""
-    q, _ = featurize_block(load_block(p, left, stride, CHECK), past, filter, F)
-    return times(widen(load_block(p_dy, left, D, CHECK)), q)
-
-
-@triton.jit
-def block_up(
-    p, p_dy, z_past, first, left, here, past, filters, matrices, unit, direct, dw_last, channel, mask, L,
-    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, LAST: tl.constexpr, CHECK: tl.constexpr,
+def store_up(
+    dz, rows, below, filter, row, L, mask, emit, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr
 ):  # fmt: skip
-    """16 rows of the walk up: z's k and v with the rows above them, their gradients, and the operand of the output's."""
-    BLOCKS: tl.constexpr = (K + 14) // 16 + 1
-    q_past = load_above(p, z_past + channel, first, here, stride, 3 * D, F)
-    k_past = load_above(p + D, z_past + channel + D, first, here, stride, 3 * D, F)
-    v_past = load_above(p + 2 * D, z_past + channel + 2 * D, first, here, stride, 3 * D, F)
-    dc = gradient_at_output(p, p_dy, q_past, left, filters[0], stride, D, F, CHECK)
-    k_rows = load_block(p + D, left, stride, CHECK)
-    v_rows = load_block(p + 2 * D, left, stride, CHECK)
-    newest = operand_of(dc, unit, 2)
-    dw = convolve(newest, past, matrices, BLOCKS)
-    k, _ = featurize_block(k_rows, k_past, filters[1], F)
-    v, _ = featurize_block(v_rows, v_past, filters[2], F)
-    dk = ()
-    dv = ()
-    for j in tl.static_range(16):
-        whole = dw[j] + direct * dc[j]
-        if LAST:
-            kept = first + j - (L - (K - 1))
-            whole += tl.load(
-                dw_last + kept * D + channel, mask=mask & (kept >= 0) & (kept < K - 1) & (left > j), other=0.0
-            )
-        dk = dk + (whole * v[j],)
-        dv = dv + (whole * k[j],)
-    return k_rows, k_past, dk, v_rows, v_past, dv, newest
-
-
-@triton.jit
-def store_up(out, rows, below, filter, left, mask, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr):
     """Store dz of 16 rows of a third; `below` are the F-1 gradients after them, nearest first. Gives those of the rows."""
-    for j in tl.static_range(15, -1, -1):
-        value = rows[j] * filter[0]
-        for i in tl.static_range(1, F):
-            value += below[i - 1] * filter[i]
-        value = value.to(out.dtype.element_ty)
-        if CHECK:
-            tl.store(out + j * 3 * D, value, mask=mask & (left > j))
-        else:
-            tl.store(out + j * 3 * D, value, mask=mask)
-        below = push(rows[j], below, F)
-    return below
+    if emit:
+        after = below
+        for j in tl.static_range(15, -1, -1):
+            value = rows[j] * filter[0]
+            for i in tl.static_range(1, F):
+                value += after[i - 1] * filter[i]
+            inside = mask & (row + j < L) if CHECK else mask
+            tl.store(dz + (row + j) * 3 * D, value.to(dz.dtype.element_ty), mask=inside)
+            after = push(rows[j], after, F)
+    return rows[: F - 1]
 
 
 @triton.jit
@@ -266,7 +221,7 @@ def store_past(dz_past, below, filter, mask, E: tl.constexpr, F: tl.constexpr):
         tl.store(dz_past + (F - 1 - above) * E, value.to(dz_past.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["L", "start", "before"])
+@triton.jit(do_not_specialize=["L"])
 def banded_up(
     z,
     z_past,
@@ -281,9 +236,6 @@ def banded_up(
     dw_past,
     partial,
     L,
-    start,
-    before,
-    total,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -294,25 +246,27 @@ def banded_up(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
     HINT: tl.constexpr,
 ):
-    """The gradients of k and v for rows from `start` on; `before` programs of `total` had earlier rows.
+    """The gradients of k and v.
 
-    partial [B, total, segments, 2 (F + BIAS), D] gets the sums of their featurizers. LAST: dw_last [B, K-1, D] is the
-    gradient of the outgoing state's gated inputs.
+    partial [B, programs, segments, 2 (F + BIAS), D] gets the sums of their featurizers. LAST: dw_last [B, K-1, D] is
+    the gradient of the outgoing state's gated inputs.
     """
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, 2)
     b = tl.program_id(2).to(tl.int64)
-    z += b * stride_b
-    z_past += b * (F - 1) * 3 * D
-    dy += b * L * D
-    dz += b * L * 3 * D
-    dz_past += b * (F - 1) * 3 * D
+    near = z + b * stride_b + tl.min(channel, axis=0)
+    near_dy = dy + b * L * D + tl.min(channel, axis=0)
+    z += b * stride_b + channel
+    z_past += b * (F - 1) * 3 * D + channel
+    dy += b * L * D + channel
+    dz += b * L * 3 * D + channel
+    dz_past += b * (F - 1) * 3 * D + channel
     dw_past += b * (K - 1) * D
     dw_last += b * (K - 1) * D
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
@@ -320,72 +274,61 @@ def banded_up(
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    row = start + tl.program_id(1).to(tl.int64) * SEGMENTS * SEGMENT
-    top = row + segment * SEGMENT
-    count = tl.minimum((L - row + 15) // 16, SEGMENT // 16) if CHECK else SEGMENT // 16
-    first = top + (count + BLOCKS - 1) * 16
-    p = z + first * stride + channel
-    p_dy = dy + first * D + channel
+    start, count = place_rows(L, SEGMENTS, ROWS)
+    first = start + segment * count * 16
+    row = first + (count + BLOCKS - 1) * 16
     past = no_past(unit, 2, BLOCKS)
-    for _ in range(BLOCKS - 1):
-        here = mask & (first < L)
-        q_past = load_above(p, z_past + channel, first, here, stride, 3 * D, F)
-        dc = gradient_at_output(p, p_dy, q_past, L - first, filters[0], stride, D, F, True)
-        past = (operand_of(dc, unit, 2),) + past[: BLOCKS - 2]
-        first -= 16
-        p -= 16 * stride
-        p_dy -= 16 * D
-
-    # the first F-1 gradients of the next segment
     dk_below = zeros(F - 1, channel)
     dv_below = zeros(F - 1, channel)
-    left = L - first
-    _, _, dk, _, _, dv, newest = block_up(
-        p, p_dy, z_past, first, left, mask & (left > 0), past, filters, matrices, unit, direct, dw_last, channel, mask, L,
-        stride, D, F, K, LAST, True,
-    )  # fmt: skip
-    past = (newest,) + past[: BLOCKS - 2]
-    for j in tl.static_range(F - 1):
-        dk_below = push(dk[F - 2 - j], dk_below, F)
-        dv_below = push(dv[F - 2 - j], dv_below, F)
-
     d_k = zeros(F + BIAS, channel)
     d_v = zeros(F + BIAS, channel)
-    near = z + (row + (count - 1) * 16) * stride + tl.min(channel, axis=0)
-    near_dy = dy + (row + (count - 1) * 16) * D + tl.min(channel, axis=0)
-    for _ in range(count):
-        first -= 16
-        left += 16
-        p -= 16 * stride
-        p_dy -= 16 * D
-        near -= 16 * stride
-        near_dy -= 16 * D
-        for third in tl.static_range(3):
-            fetch(near + third * D, 15, stride, 16, HINT and SEGMENTS == 1)
-        fetch(near_dy, 15, D, 16, HINT and SEGMENTS == 1)
-        k_rows, k_past, dk, v_rows, v_past, dv, newest = block_up(
-            p, p_dy, z_past, first, left, mask & (left > 0) if CHECK else mask, past, filters, matrices, unit, direct,
-            dw_last, channel, mask, L, stride, D, F, K, LAST, CHECK,
-        )  # fmt: skip
+    # from the last outputs that the segment's inputs reach, up to its first row; at the sequence's start, to the state's
+    top = -(BLOCKS - 1) if start == 0 else 0
+    for back in range(count + BLOCKS - 1 - top + 1):
+        i = count + BLOCKS - 1 - back
+        dc = zeros(16, channel)
+        if i >= 0:
+            for third in tl.static_range(3):
+                fetch(near + third * D, start + 16 * i - 32, L, stride, HINT and SEGMENTS == 1)
+            fetch(near_dy, start + 16 * i - 32, L, D, HINT and SEGMENTS == 1)
+            q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
+            q, _ = featurize_block(load_block(z, row, L, stride, CHECK), q_past, filters[0], F)
+            end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
+            dc = times(load_gradient(dy, row, L, end, D, CHECK), q)
+        newest = operand_of(dc, unit, 2)
+        if i <= count:
+            dw = convolve(newest, past, matrices, BLOCKS)
+            if i >= 0:
+                k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
+                v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+                k_rows = load_block(z + D, row, L, stride, CHECK)
+                v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+                whole = ()
+                for j in tl.static_range(16):
+                    whole = whole + (dw[j] + direct * dc[j],)
+                if LAST:
+                    kept = load_kept(dw_last, row, L, channel, mask & (row < L), D, K)
+                    more = ()
+                    for j in tl.static_range(16):
+                        more = more + (whole[j] + kept[j],)
+                    whole = more
+                k, _ = featurize_block(k_rows, k_past, filters[1], F)
+                v, _ = featurize_block(v_rows, v_past, filters[2], F)
+                dk = times(whole, v)
+                dv = times(whole, k)
+                dk_below = store_up(dz + D, dk, dk_below, filters[1], row, L, mask, i < count, D, F, CHECK)
+                dv_below = store_up(dz + 2 * D, dv, dv_below, filters[2], row, L, mask, i < count, D, F, CHECK)
+                if i < count:
+                    d_k = correlate_block(d_k, dk, k_rows, k_past, F, BIAS)
+                    d_v = correlate_block(d_v, dv, v_rows, v_past, F, BIAS)
+            else:
+                store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
         past = (newest,) + past[: BLOCKS - 2]
-        d_k = correlate_block(d_k, dk, k_rows, k_past, F, BIAS)
-        d_v = correlate_block(d_v, dv, v_rows, v_past, F, BIAS)
-        out = dz + first * 3 * D + channel + D
-        dk_below = store_up(out, dk, dk_below, filters[1], left, mask, D, F, CHECK)
-        dv_below = store_up(out + D, dv, dv_below, filters[2], left, mask, D, F, CHECK)
+        row -= 16
+    if start == 0:
+        store_past(dz_past + D, dk_below, filters[1], mask & (first == 0), 3 * D, F)
+        store_past(dz_past + 2 * D, dv_below, filters[2], mask & (first == 0), 3 * D, F)
 
-    if row == 0:
-        at_start = mask & (top == 0)
-        store_past(dz_past + channel + D, dk_below, filters[1], at_start, 3 * D, F)
-        store_past(dz_past + channel + 2 * D, dv_below, filters[2], at_start, 3 * D, F)
-        nothing = operand_of(zeros(16, channel), unit, 2)
-        for i in range(BLOCKS - 1):
-            dw = convolve(nothing, past, matrices, BLOCKS)
-            past = (nothing,) + past[: BLOCKS - 2]
-            for j in tl.static_range(16):
-                kept = everywhere(K - 1 - 16 * (i + 1) + j, channel)
-                tl.store(dw_past + kept * D + channel, dw[j], mask=at_start & (kept >= 0))
-
-    program = b * total + before + tl.program_id(1)
+    program = b * tl.num_programs(1) + tl.program_id(1)
     partial += (program * SEGMENTS + segment) * 2 * (F + BIAS) * D
     store_sums(partial, d_k + d_v, channel, mask, D, 2 * (F + BIAS))

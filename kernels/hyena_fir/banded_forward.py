@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.direct_forward import everywhere, feature, load_filters
+from kernels.hyena_fir.direct_forward import feature, load_filters
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
@@ -13,8 +13,11 @@ from kernels.hyena_fir.tiles import (
     identity,
     load_above,
     load_block,
+    load_kept,
     no_past,
     operand_of,
+    place_rows,
+    store_kept,
     toeplitz,
 )
 from kernels.rows import push
@@ -41,52 +44,38 @@ def times(a, b):
 
 
 @triton.jit
-def gated_past(
-    z,
-    z_past,
-    w_past,
-    first,
-    L,
-    channel,
-    mask,
-    filters,
-    unit,
-    stride: tl.constexpr,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    K: tl.constexpr,
-    TILES: tl.constexpr,
-):
-    """The gated inputs of the blocks before row `first`: computed, or the state above the sequence's first row."""
-    BLOCKS: tl.constexpr = (K + 14) // 16 + 1
-    past = no_past(unit, TILES, BLOCKS)
-    row = first - 16 * (BLOCKS - 1)
-    left = tl.where((first == 0) | (first >= L), 0, 16)
-    p = z + row * stride + channel
-    k_past = load_above(p + D, z_past + channel + D, row, mask & (left > 0), stride, 3 * D, F)
-    v_past = load_above(p + 2 * D, z_past + channel + 2 * D, row, mask & (left > 0), stride, 3 * D, F)
-    for i in range(BLOCKS - 1):
-        k, k_past = featurize_block(load_block(p + D, left, stride, True), k_past, filters[1], F)
-        v, v_past = featurize_block(load_block(p + 2 * D, left, stride, True), v_past, filters[2], F)
-        w = ()
-        for j in tl.static_range(16):
-            kept = everywhere(K - 1 - 16 * (BLOCKS - 1) + 16 * i + j, channel)
-            state = tl.load(w_past + kept * D + channel, mask=mask & (first == 0) & (kept >= 0), other=0.0)
-            w = w + (tl.where(first == 0, state, k[j] * v[j]),)
-        past = (operand_of(w, unit, TILES),) + past[: BLOCKS - 2]
-        p += 16 * stride
-    return past
+def choose(condition, a, b):
+    """Rows of `a` in the columns where the condition holds, of `b` elsewhere."""
+    out = ()
+    for j in tl.static_range(len(a)):
+        out = out + (tl.where(condition, a[j], b[j]),)
+    return out
 
 
 @triton.jit
-def store_last(w_last, w, row, channel, mask, L, D: tl.constexpr, K: tl.constexpr):
-    """Store what of 16 gated inputs from row `row` on is among the sequence's last K-1."""
-    for j in tl.static_range(16):
-        kept = row + j - (L - (K - 1))
-        tl.store(w_last + kept * D + channel, w[j], mask=mask & (kept >= 0) & (kept < K - 1))
+def gate(
+    z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters,
+    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """16 gated inputs from row `row` on, and k's and v's rows before the next block.
+
+    above: rows of this block may lie above the sequence, where the state is.
+    """
+    k, k_past = featurize_block(k_rows, k_past, filters[1], F)
+    v, v_past = featurize_block(v_rows, v_past, filters[2], F)
+    w = times(k, v)
+    if above:
+        kept = load_kept(w_past, row, 0, channel, mask, D, K)
+        own = ()
+        for j in tl.static_range(16):
+            own = own + (tl.where(row + j < 0, kept[j], w[j]),)
+        w = own
+        k_past = choose(row <= -16, load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F), k_past)
+        v_past = choose(row <= -16, load_above(z + 2 * D, z_past + 2 * D, row + 16, L, stride, 3 * D, F), v_past)
+    return w, k_past, v_past
 
 
-@triton.jit(do_not_specialize=["L", "start"])
+@triton.jit(do_not_specialize=["L"])
 def banded_forward(
     z,
     z_past,
@@ -98,7 +87,6 @@ def banded_forward(
     y,
     w_last,
     L,
-    start,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -108,13 +96,13 @@ def banded_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
     HINT: tl.constexpr,
 ):
-    """Rows from `start` on, in programs of 16 // CHANNELS segments; CHECK: the sequence may end within them.
+    """Rows [ROWS i, ROWS (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs.
 
-    w_last [B, K-1, D] gets the last gated inputs.
+    CHECK: a block may lie across the sequence's start or end.
     """
     TILES: tl.constexpr = 2
     SEGMENTS: tl.constexpr = 16 // CHANNELS
@@ -122,55 +110,48 @@ def banded_forward(
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, TILES)
     b = tl.program_id(2).to(tl.int64)
-    z += b * stride_b
-    z_past += b * (F - 1) * 3 * D
+    near = z + b * stride_b + tl.min(channel, axis=0)
+    z += b * stride_b + channel
+    z_past += b * (F - 1) * 3 * D + channel
     w_past += b * (K - 1) * D
-    y += b * L * D
     w_last += b * (K - 1) * D
+    y += b * L * D + channel
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
     matrices = toeplitz(inner_taps, operand, D, G, K, CHANNELS, TILES, False)
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    row = start + tl.program_id(1).to(tl.int64) * SEGMENTS * SEGMENT
-    first = row + segment * SEGMENT
-    past = gated_past(z, z_past, w_past, first, L, channel, mask, filters, unit, stride, D, F, K, TILES)
-    p = z + first * stride + channel
-    out = y + first * D + channel
-    here = mask & (first < L)
-    q_past = load_above(p, z_past + channel, first, here, stride, 3 * D, F)
-    k_past = load_above(p + D, z_past + channel + D, first, here, stride, 3 * D, F)
-    v_past = load_above(p + 2 * D, z_past + channel + 2 * D, first, here, stride, 3 * D, F)
-    count = tl.minimum((L - row + 15) // 16, SEGMENT // 16) if CHECK else SEGMENT // 16
-    near = z + row * stride + tl.min(channel, axis=0)
-    left = L - first
-    q_rows = load_block(p, left, stride, CHECK)
-    k_rows = load_block(p + D, left, stride, CHECK)
-    v_rows = load_block(p + 2 * D, left, stride, CHECK)
-    for i in range(count):
-        # the next rows travel while these are computed; after the last, the same rows again rather than none
-        p += (i + 1 < count).to(tl.int64) * 16 * stride
-        ahead = 16 * i + 32
-        fetch(near + ahead * stride, L - 1 - row - ahead, stride, 16, HINT and SEGMENTS == 1)
-        fetch(near + ahead * stride + D, L - 1 - row - ahead, stride, 16, HINT and SEGMENTS == 1)
-        fetch(near + ahead * stride + 2 * D, L - 1 - row - ahead, stride, 16, HINT and SEGMENTS == 1)
-        k, k_past = featurize_block(k_rows, k_past, filters[1], F)
-        v, v_past = featurize_block(v_rows, v_past, filters[2], F)
-        k_rows = load_block(p + D, left - 16, stride, CHECK)
-        v_rows = load_block(p + 2 * D, left - 16, stride, CHECK)
-        w = times(k, v)
+    start, count = place_rows(L, SEGMENTS, ROWS)
+    first = start + segment * count * 16
+    row = first - 16 * (BLOCKS - 1)
+    past = no_past(unit, TILES, BLOCKS)
+    q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
+    k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
+    v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+    q_rows = load_block(z, first, L, stride, CHECK)
+    k_rows = load_block(z + D, row, L, stride, CHECK)
+    v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+    for i in range(1 - BLOCKS, count):
+        for third in tl.static_range(3):
+            fetch(near + third * D, start + 16 * i + 32, L, stride, HINT and SEGMENTS == 1)
+        above = (start == 0) & (i < 0)
+        w, k_past, v_past = gate(
+            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters, stride, D, F, K
+        )
+        # the next rows travel while these are computed
+        k_rows = load_block(z + D, row + 16, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, row + 16, L, stride, CHECK)
         newest = operand_of(w, unit, TILES)
-        c = convolve(newest, past, matrices, BLOCKS)
+        if i >= 0:
+            c = convolve(newest, past, matrices, BLOCKS)
+            q, q_past = featurize_block(q_rows, q_past, filters[0], F)
+            for j in tl.static_range(16):
+                y_row = (q[j] * (c[j] + direct * w[j])).to(operand)
+                inside = mask & (row + j < L) if CHECK else mask
+                tl.store(y + (row + j) * D, y_row, mask=inside)
+            if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
+                store_kept(w_last, w, row, L, channel, mask & (row < L), D, K)
+            q_rows = load_block(z, row + 16, L, stride, CHECK)
         past = (newest,) + past[: BLOCKS - 2]
-        q, q_past = featurize_block(q_rows, q_past, filters[0], F)
-        for j in tl.static_range(16):
-            y_row = (q[j] * (c[j] + direct * w[j])).to(operand)
-            if CHECK:
-                tl.store(out + j * D, y_row, mask=mask & (left > j))
-            else:
-                tl.store(out + j * D, y_row, mask=mask)
-        if row + (SEGMENTS - 1) * SEGMENT + 16 * i + 16 > L - (K - 1):
-            store_last(w_last, w, first + 16 * i, channel, mask, L, D, K)
-        q_rows = load_block(p, left - 16, stride, CHECK)
-        left -= 16
-        out += 16 * D
+        row += 16
+    tl.static_assert(ROWS % (16 * SEGMENTS) == 0)

@@ -2,8 +2,6 @@
 
 # B batch, L length, D width, E = 3D, G filter groups, F featurizer taps, K inner taps, S programs along the rows
 
-from collections.abc import Iterator
-
 import torch
 import triton
 from torch import Tensor
@@ -153,22 +151,18 @@ def tiles(D: int, G: int) -> int:
     return G * -(-(D // G) // tile_channels(D, G))
 
 
-def spans(B: int, L: int, K: int, programs: int, segments: int) -> Iterator[tuple[int, int, int, bool]]:
-    """Cut the rows for programs of `segments` segments each, `programs` of them side by side.
+def rows_and_check(B: int, L: int, K: int, programs: int, segments: int) -> tuple[int, bool]:
+    """Choose how many rows a program with `segments` segments walks, `programs` of them lying side by side.
 
-    Yields:
-        The first row, the number of programs, the rows of a segment, and whether the sequence may end within them.
+    Returns:
+        The rows, and whether blocks of 16 rows may lie across the sequence's ends or a state reach past a segment.
     """
-    least = max(64, 16 * ((K + 14) // 16))  # a segment's past lies in one other segment
-    rows = 2048
-    while rows // 2 >= least and B * programs * (L // (rows * segments)) < 2048:
+    past = 16 * ((K + 14) // 16)
+    rows = 2048 * segments
+    while rows > past * segments and rows > 128 and B * programs * -(-L // rows) < 2048:
         rows //= 2
-    whole = L // (rows * segments)
-    if whole:
-        yield 0, whole, rows, False
-    rest = L - whole * rows * segments
-    if rest:
-        yield L - rest, -(-rest // (least * segments)), least, True
+    last = L % rows or rows
+    return rows, L % (16 * segments) != 0 or (segments > 1 and min(L, rows, last) < past * segments)
 
 
 def banded_forward(
@@ -181,33 +175,32 @@ def banded_forward(
     y, w_last = z.new_empty(B, L, D), torch.empty_like(w_past, memory_format=torch.contiguous_format)
     channels = tile_channels(D, G)
     pairs = -(-tiles(D, G) // 2)
-    for start, programs, rows, check in spans(B, L, K, pairs, 16 // channels):
-        banded_f.banded_forward[pairs, programs, B](
-            z,
-            z_past.contiguous(),
-            w_past.contiguous(),
-            featurizer.contiguous(),
-            bias,
-            taps.contiguous(),
-            skip,
-            y,
-            w_last,
-            L,
-            start,
-            z.stride(0),
-            stride=z.stride(1),
-            D=D,
-            G=G,
-            F=featurizer.shape[1],
-            K=K,
-            BIAS=bias is not None,
-            SKIP=skip is not None,
-            CHANNELS=channels,
-            SEGMENT=rows,
-            CHECK=check,
-            HINT=not triton.knobs.runtime.interpret,
-            num_warps=1,
-        )
+    rows, check = rows_and_check(B, L, K, pairs, 16 // channels)
+    banded_f.banded_forward[pairs, -(-L // rows), B](
+        z,
+        z_past.contiguous(),
+        w_past.contiguous(),
+        featurizer.contiguous(),
+        bias,
+        taps.contiguous(),
+        skip,
+        y,
+        w_last,
+        L,
+        z.stride(0),
+        stride=z.stride(1),
+        D=D,
+        G=G,
+        F=featurizer.shape[1],
+        K=K,
+        BIAS=bias is not None,
+        SKIP=skip is not None,
+        CHANNELS=channels,
+        ROWS=rows,
+        CHECK=check,
+        HINT=not triton.knobs.runtime.interpret,
+        num_warps=1,
+    )
     return y, kept_past(w_last, w_past, L)
 
 
@@ -228,7 +221,8 @@ def banded_backward(
     D, (G, K), F = E // 3, taps.shape, featurizer.shape[1]
     dz = z.new_empty(B, L, E)
     dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
-    common = (z, z_past.contiguous()), (featurizer.contiguous(), bias, taps.contiguous(), skip, dy.contiguous())
+    z_past, dy = z_past.contiguous(), dy.contiguous()
+    weights = featurizer.contiguous(), bias, taps.contiguous(), skip
     channels, count = tile_channels(D, G), tiles(D, G)
     blocks = (K + 14) // 16 + 1
     sums = F + (bias is not None)
@@ -241,64 +235,56 @@ def banded_backward(
         "BIAS": bias is not None,
         "SKIP": skip is not None,
         "CHANNELS": channels,
-        "HINT": not triton.knobs.runtime.interpret,
         "num_warps": 1,
     }
 
     segments = 32 // channels
-    cuts = list(spans(B, L, K, count, segments))
-    total = sum(programs for _, programs, _, _ in cuts)
-    partial = z.new_empty(B * total * segments, sums + 1, D, dtype=torch.float32)
-    partial_taps = z.new_empty(B * total, count, blocks, 16, 16, dtype=torch.float32)
-    before = 0
-    for start, programs, rows, check in cuts:
-        banded_b.banded_down[count, programs, B](
-            *common[0],
-            w_past.contiguous(),
-            *common[1],
-            dz,
-            dz_past,
-            partial,
-            partial_taps,
-            L,
-            start,
-            before,
-            total,
-            z.stride(0),
-            SEGMENT=rows,
-            CHECK=check,
-            **options,
-        )
-        before += programs
+    rows, check = rows_and_check(B, L, K, count, segments)
+    programs = -(-L // rows)
+    partial = z.new_empty(B * programs * segments, sums + 1, D, dtype=torch.float32)
+    partial_taps = z.new_empty(B * programs, count, blocks, 16, 16, dtype=torch.float32)
+    banded_b.banded_down[count, programs, B](
+        z,
+        z_past,
+        w_past.contiguous(),
+        *weights,
+        dy,
+        dz,
+        dz_past,
+        partial,
+        partial_taps,
+        L,
+        z.stride(0),
+        ROWS=rows,
+        CHECK=check,
+        **options,
+    )
     down = partial.sum(0)
     dtaps = taps_gradient(partial_taps.sum(0), G, K)
 
     segments = 16 // channels
     pairs = -(-count // 2)
-    cuts = list(spans(B, L, K, pairs, segments))
-    total = sum(programs for _, programs, _, _ in cuts)
-    partial = z.new_empty(B * total * segments, 2 * sums, D, dtype=torch.float32)
-    before = 0
-    for start, programs, rows, check in cuts:
-        banded_b.banded_up[pairs, programs, B](
-            *common[0],
-            *common[1],
-            None if dw_last is None else dw_last.contiguous(),
-            dz,
-            dz_past,
-            dw_past,
-            partial,
-            L,
-            start,
-            before,
-            total,
-            z.stride(0),
-            SEGMENT=rows,
-            CHECK=check,
-            LAST=dw_last is not None,
-            **options,
-        )
-        before += programs
+    rows, check = rows_and_check(B, L, K, pairs, segments)
+    programs = -(-L // rows)
+    partial = z.new_empty(B * programs * segments, 2 * sums, D, dtype=torch.float32)
+    banded_b.banded_up[pairs, programs, B](
+        z,
+        z_past,
+        *weights,
+        dy,
+        None if dw_last is None else dw_last.contiguous(),
+        dz,
+        dz_past,
+        dw_past,
+        partial,
+        L,
+        z.stride(0),
+        ROWS=rows,
+        CHECK=check,
+        LAST=dw_last is not None,
+        HINT=not triton.knobs.runtime.interpret,
+        **options,
+    )
     dfeaturizer, dbias = featurizer_gradients(torch.cat([down[:sums], partial.sum(0)]), F)
     return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, down[sums].clone()
 

@@ -138,38 +138,71 @@ def no_past(unit, TILES: tl.constexpr, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def load_block(p, left, stride: tl.constexpr, CHECK: tl.constexpr):
-    """16 rows of every column: 16 x [32]; CHECK: zeros from row `left` on."""
+def load_block(base, row, L, stride: tl.constexpr, CHECK: tl.constexpr):
+    """16 rows from row `row` of every column: 16 x [32].
+
+    Without CHECK a block is wholly inside the sequence or wholly outside; outside, the nearest rows are read instead.
+    With it, rows outside are zeros.
+    """
     rows = ()
-    for j in tl.static_range(16):
-        if CHECK:
-            rows = rows + (tl.load(p + j * stride, mask=left > j, other=0.0),)
-        else:
+    if CHECK:
+        for j in tl.static_range(16):
+            inside = (row + j >= 0) & (row + j < L)
+            rows = rows + (tl.load(base + (row + j) * stride, mask=inside, other=0.0),)
+    else:
+        p = base + tl.minimum(tl.maximum(row, 0), L - 16) * stride
+        for j in tl.static_range(16):
             rows = rows + (tl.load(p + j * stride),)
     return rows
 
 
 @triton.jit
-def load_above(p, past, first, mask, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """The F-1 rows above row `first`, newest first, as float32: from the state if it is row 0, zeros if it is negative."""
+def load_above(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """The F-1 rows above row `row`, newest first, as float32; above the sequence's first row lies the state."""
     rows = ()
-    start = first == 0
-    for j in tl.static_range(F - 1):
-        inside = tl.load(p - (j + 1) * stride, mask=mask & (first > 0), other=0.0)
-        before = tl.load(past + (F - 2 - j) * E, mask=mask & start, other=0.0)
-        rows = rows + (tl.where(start, before, inside).to(tl.float32),)
+    for j in tl.static_range(1, F):
+        t = row - j
+        inside = tl.load(base + t * stride, mask=(t >= 0) & (t < L), other=0.0)
+        before = tl.load(past + (t + F - 1) * E, mask=(t < 0) & (t >= 1 - F), other=0.0)
+        rows = rows + (tl.where(t < 0, before, inside).to(tl.float32),)
     return rows
 
 
 @triton.jit
-def fetch(p, last, stride: tl.constexpr, ROWS: tl.constexpr, HINT: tl.constexpr):
-    """Ask the L2 cache for ROWS rows, the last of them no further than `last`: they are read a little later."""
+def load_kept(base, row, L, channel, mask, D: tl.constexpr, K: tl.constexpr):
+    """16 rows from row `row` of a state's [K-1, D] gated inputs, zeros where it has none: 16 x [32].
+
+    The state's last row is row L-1: 0 for L counts the rows above a sequence, its length those at its end.
+    """
+    kept = (row - L + K - 1)[:, None] + tl.arange(0, 16)[None, :]
+    there = mask[:, None] & (kept >= 0) & (kept < K - 1)
+    return unpack(tl.load(base + kept * D + channel[:, None], mask=there, other=0.0))
+
+
+@triton.jit
+def store_kept(base, rows, row, L, channel, mask, D: tl.constexpr, K: tl.constexpr):
+    """Store 16 rows from row `row` on into a state's [K-1, D] gated inputs, where it has them."""
+    kept = (row - L + K - 1)[:, None] + tl.arange(0, 16)[None, :]
+    there = mask[:, None] & (kept >= 0) & (kept < K - 1)
+    tl.store(base + kept * D + channel[:, None], pack(rows), mask=there)
+
+
+@triton.jit
+def place_rows(L, SEGMENTS: tl.constexpr, ROWS: tl.constexpr):
+    """The first row of a program and the blocks of each of its segments: ROWS rows in all, fewer at the end."""
+    row = tl.program_id(1).to(tl.int64) * ROWS
+    return row, (tl.minimum(ROWS, L - row) + 16 * SEGMENTS - 1) // (16 * SEGMENTS)
+
+
+@triton.jit
+def fetch(near, row, L, stride: tl.constexpr, HINT: tl.constexpr):
+    """Ask the L2 cache for 16 rows that are read a little later."""
     if HINT:
-        row = tl.minimum(tl.arange(0, ROWS), last)
+        at = tl.minimum(tl.maximum(row + tl.arange(0, 16), 0), L - 1)
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
             "=r,l",
-            [(p + row.to(tl.int64) * stride).to(tl.int64)],
+            [(near + at * stride).to(tl.int64)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
