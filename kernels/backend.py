@@ -27,8 +27,9 @@ def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None
         limit: what else keeps the kernels from this call, in words; None if nothing does.
 
     Raises:
-        ValueError: `backend` is `triton` and the kernels cannot run this call; the message says why.
+        ValueError: `backend` is no backend's name, or is `triton` and the kernels cannot run this call: it says why.
     """
+    backend = Backend(backend)
     if backend is Backend.REFERENCE:
         return False
     reason = unavailable(z_BLE.device.type, z_BLE.dtype) or limit
@@ -41,9 +42,14 @@ def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None
     return False
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def unavailable(device: str, dtype: torch.dtype) -> str | None:
     """Say why the Triton kernels cannot take tensors of this device and dtype; None if they can."""
+    return _unavailable(device, dtype)
+
+
+@functools.cache
+def _unavailable(device: str, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device == "cpu" and not _interpreting():

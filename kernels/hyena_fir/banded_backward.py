@@ -51,13 +51,13 @@ def correlate_block(sums, gradients, rows, above, F: tl.constexpr, BIAS: tl.cons
 
 
 @triton.jit
-def load_gradient(dy, row, L, end, D: tl.constexpr, CHECK: tl.constexpr):
-    """16 rows of the output's gradient, as float32: zeros beyond the sequence, where blocks reach up to row `end`."""
-    rows = widen(load_block(dy, row, L, D, CHECK))
-    if end > L:
+def load_gradient(dy, row, L, outside, D: tl.constexpr, CHECK: tl.constexpr):
+    """16 rows of the output's gradient; zeros outside the sequence, if `outside` says that blocks may lie there."""
+    rows = load_block(dy, row, L, D, CHECK)
+    if outside:
         kept = ()
         for j in tl.static_range(16):
-            kept = kept + (tl.where(row < L, rows[j], 0.0),)
+            kept = kept + (tl.where((row >= 0) & (row < L), rows[j], 0.0),)
         rows = kept
     return rows
 
@@ -79,7 +79,7 @@ def transpose_rows(rows, above, filter, F: tl.constexpr):
     return out, above
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["L", "rows"])
 def banded_down(
     z,
     z_past,
@@ -94,6 +94,7 @@ def banded_down(
     partial,
     partial_taps,
     L,
+    rows,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -103,8 +104,8 @@ def banded_down(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
+    HINT: tl.constexpr,
 ):
     """The gradients of q and of the filter.
 
@@ -116,6 +117,8 @@ def banded_down(
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, 1)
     b = tl.program_id(2).to(tl.int64)
+    near = z + b * stride_b + tl.min(channel, axis=0)
+    near_dy = dy + b * L * D + tl.min(channel, axis=0)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
     w_past += b * (K - 1) * D
@@ -127,7 +130,7 @@ def banded_down(
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    start, count = place_rows(L, SEGMENTS, ROWS)
+    start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     row = first - 16 * (BLOCKS - 1)
     past = no_past(unit, 1, BLOCKS)
@@ -144,19 +147,27 @@ def banded_down(
     for i in range(1 - BLOCKS, count + 1):
         k_rows = load_block(z + D, row, L, stride, CHECK)
         v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+        q_rows = load_block(z, tl.maximum(row, first), L, stride, CHECK)
+        end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
+        dy_rows = load_gradient(dy, tl.maximum(row, first), L, end > L, D, CHECK)
+        if HINT:
+            lane = tl.arange(0, 16 * SEGMENTS)
+            at = start + lane // 16 * (count * 16) + 16 * i + 32 + lane % 16
+            for third in tl.static_range(3):
+                fetch(near + third * D, at, L, stride)
+            fetch(near_dy, at, L, D)
         above = (start == 0) & (i < 0)
         w, k_past, v_past = gate(
             z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters, stride, D, F, K
         )
         newest = operand_of(w, unit, 1)
         if i >= 0:
-            q_rows = load_block(z, row, L, stride, CHECK)
-            dy_rows = load_gradient(dy, row, L, start + (SEGMENTS - 1) * count * 16 + 16 * i + 16, D, CHECK)
+            dy_wide = widen(dy_rows)
             c = convolve(newest, past, matrices, BLOCKS)
             q, q_next = featurize_block(q_rows, q_past, filters[0], F)
             dq = ()
             for j in tl.static_range(16):
-                dq = dq + (dy_rows[j] * (c[j] + direct * w[j]),)
+                dq = dq + (dy_wide[j] * (c[j] + direct * w[j]),)
             dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
             for j in tl.static_range(F - 1):  # rows of the block above
                 value = dz_rows[j].to(operand)
@@ -171,7 +182,7 @@ def banded_down(
                 d_q = correlate_block(d_q, dq, q_rows, q_past, F, BIAS)
                 narrow = ()
                 for j in tl.static_range(16):
-                    dc = dy_rows[j] * q[j]
+                    dc = dy_wide[j] * q[j]
                     d_skip += dc * w[j]
                     # columns that no channel fills must add nothing to their tile's products
                     kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
@@ -221,7 +232,7 @@ def store_past(dz_past, below, filter, mask, E: tl.constexpr, F: tl.constexpr):
         tl.store(dz_past + (F - 1 - above) * E, value.to(dz_past.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["L", "rows"])
 def banded_up(
     z,
     z_past,
@@ -236,6 +247,7 @@ def banded_up(
     dw_past,
     partial,
     L,
+    rows,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -246,7 +258,6 @@ def banded_up(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
     HINT: tl.constexpr,
 ):
@@ -268,13 +279,14 @@ def banded_up(
     dz += b * L * 3 * D + channel
     dz_past += b * (F - 1) * 3 * D + channel
     dw_past += b * (K - 1) * D
-    dw_last += b * (K - 1) * D
+    if LAST:
+        dw_last += b * (K - 1) * D
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
     matrices = toeplitz(inner_taps, operand, D, G, K, CHANNELS, 2, True)
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    start, count = place_rows(L, SEGMENTS, ROWS)
+    start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     row = first + (count + BLOCKS - 1) * 16
     past = no_past(unit, 2, BLOCKS)
@@ -286,23 +298,27 @@ def banded_up(
     top = -(BLOCKS - 1) if start == 0 else 0
     for back in range(count + BLOCKS - 1 - top + 1):
         i = count + BLOCKS - 1 - back
-        dc = zeros(16, channel)
-        if i >= 0:
+        q_rows = load_block(z, row, L, stride, CHECK)
+        end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
+        dy_rows = load_gradient(dy, row, L, (end > L) | (i < 0), D, CHECK)
+        owned = tl.minimum(row, first + count * 16)
+        k_rows = load_block(z + D, owned, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, owned, L, stride, CHECK)
+        if HINT:
+            lane = tl.arange(0, 16 * SEGMENTS)
+            at = start + lane // 16 * (count * 16) + 16 * i - 32 + lane % 16
             for third in tl.static_range(3):
-                fetch(near + third * D, start + 16 * i - 32, L, stride, HINT and SEGMENTS == 1)
-            fetch(near_dy, start + 16 * i - 32, L, D, HINT and SEGMENTS == 1)
-            q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
-            q, _ = featurize_block(load_block(z, row, L, stride, CHECK), q_past, filters[0], F)
-            end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
-            dc = times(load_gradient(dy, row, L, end, D, CHECK), q)
+                fetch(near + third * D, at, L, stride)
+            fetch(near_dy, at, L, D)
+        q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
+        q, _ = featurize_block(q_rows, q_past, filters[0], F)
+        dc = times(widen(dy_rows), q)
         newest = operand_of(dc, unit, 2)
         if i <= count:
             dw = convolve(newest, past, matrices, BLOCKS)
             if i >= 0:
                 k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
                 v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-                k_rows = load_block(z + D, row, L, stride, CHECK)
-                v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
                 whole = ()
                 for j in tl.static_range(16):
                     whole = whole + (dw[j] + direct * dc[j],)

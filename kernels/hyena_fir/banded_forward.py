@@ -75,7 +75,7 @@ def gate(
     return w, k_past, v_past
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["L", "rows"])
 def banded_forward(
     z,
     z_past,
@@ -87,6 +87,7 @@ def banded_forward(
     y,
     w_last,
     L,
+    rows,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -96,11 +97,10 @@ def banded_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
     CHECK: tl.constexpr,
     HINT: tl.constexpr,
 ):
-    """Rows [ROWS i, ROWS (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs.
+    """Rows [rows i, rows (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs.
 
     CHECK: a block may lie across the sequence's start or end.
     """
@@ -121,7 +121,7 @@ def banded_forward(
     unit = identity(operand)
     direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
 
-    start, count = place_rows(L, SEGMENTS, ROWS)
+    start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     row = first - 16 * (BLOCKS - 1)
     past = no_past(unit, TILES, BLOCKS)
@@ -132,8 +132,11 @@ def banded_forward(
     k_rows = load_block(z + D, row, L, stride, CHECK)
     v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
     for i in range(1 - BLOCKS, count):
-        for third in tl.static_range(3):
-            fetch(near + third * D, start + 16 * i + 32, L, stride, HINT and SEGMENTS == 1)
+        if HINT:
+            lane = tl.arange(0, 16 * SEGMENTS)
+            at = start + lane // 16 * (count * 16) + 16 * i + 32 + lane % 16
+            for third in tl.static_range(3):
+                fetch(near + third * D, at, L, stride)
         above = (start == 0) & (i < 0)
         w, k_past, v_past = gate(
             z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters, stride, D, F, K
@@ -151,7 +154,6 @@ def banded_forward(
                 tl.store(y + (row + j) * D, y_row, mask=inside)
             if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
                 store_kept(w_last, w, row, L, channel, mask & (row < L), D, K)
-            q_rows = load_block(z, row + 16, L, stride, CHECK)
+        q_rows = load_block(z, tl.maximum(row + 16, first), L, stride, CHECK)
         past = (newest,) + past[: BLOCKS - 2]
         row += 16
-    tl.static_assert(ROWS % (16 * SEGMENTS) == 0)

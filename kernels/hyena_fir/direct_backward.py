@@ -95,7 +95,9 @@ def load_six_checked(z, dy, s, stop, t, channel, mask, stride: tl.constexpr, D: 
 
 
 @triton.jit
-def store_above(dz, dz_past, gradient, r, t, stop, channel, third: tl.constexpr, mask, D: tl.constexpr, F: tl.constexpr):
+def store_above(
+    dz, dz_past, gradient, r, t, stop, channel, third: tl.constexpr, mask, D: tl.constexpr, F: tl.constexpr
+):
     """Store dz of row r if it is this program's; rows before the sequence's first belong to the state."""
     row = everywhere(r, channel)
     value = gradient.to(dz.dtype.element_ty)
@@ -105,7 +107,7 @@ def store_above(dz, dz_past, gradient, r, t, stop, channel, third: tl.constexpr,
     tl.store(dz_past + (r + F - 1) * 3 * D + column, value, mask=first & (row < 0) & (row >= 1 - F))
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["L", "rows"])
 def direct_backward(
     z,
     z_past,
@@ -121,6 +123,7 @@ def direct_backward(
     dw_past,
     partial,
     L,
+    rows,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -131,10 +134,9 @@ def direct_backward(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     C: tl.constexpr,
-    ROWS: tl.constexpr,
     U: tl.constexpr,
 ):
-    """The gradients of rows [ROWS i, ROWS (i+1)); partial [programs, K + 3 (F + BIAS), D] gets the filters' sums.
+    """The gradients of rows [rows i, rows (i+1)); partial [programs, K + 3 (F + BIAS), D] gets the filters' sums.
 
     LAST: dw_last [B, K-1, D] is the gradient of the outgoing state's gated inputs.
     """
@@ -147,14 +149,15 @@ def direct_backward(
     dz += b * L * 3 * D
     dz_past += b * (F - 1) * 3 * D
     dw_past += b * (K - 1) * D
-    dw_last += b * (K - 1) * D
+    if LAST:
+        dw_last += b * (K - 1) * D
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
     inner = load_taps(inner_taps, channel // (D // G), mask, K)
     if SKIP:
         inner = (inner[0] + tl.load(skip + channel, mask=mask, other=0.0),) + inner[1:]
 
-    t = tl.program_id(1).to(tl.int64) * ROWS
-    stop = tl.minimum(t + ROWS, L)
+    t = tl.program_id(1).to(tl.int64) * rows
+    stop = tl.minimum(t + rows, L)
     w = gated_history(z, z_past, w_past, t, stride, channel, mask, filters, D, F, K)
     past = (
         history(z, z_past, t, stride, channel, mask, 3 * D, F),
@@ -181,18 +184,18 @@ def direct_backward(
             p_dy = dy + s * D + channel
             out_q = dz + (s - (F - 1)) * 3 * D + channel
             out_k = dz + (s - FILL) * 3 * D + channel + D
-            rows = load_six(p, p_dy, stride, D, K, U)
+            held = load_six(p, p_dy, stride, D, K, U)
             for i in range(steady):
                 last = (i + 1 >= steady).to(tl.int32)
                 p += U * stride
                 p_dy += U * D
                 ahead = load_six(p - last * (U * stride), p_dy - last * (U * D), stride, D, K, U)
                 for j in tl.static_range(U):
-                    q0, k0, v0 = rows[j][0].to(tl.float32), rows[j][1].to(tl.float32), rows[j][2].to(tl.float32)
+                    q0, k0, v0 = held[j][0].to(tl.float32), held[j][1].to(tl.float32), held[j][2].to(tl.float32)
                     w0, dc0, dq0, dw0 = row_at_hand(
-                        q0, k0, v0, rows[j][3].to(tl.float32), past, w, dc, filters, inner, F, K
+                        q0, k0, v0, held[j][3].to(tl.float32), past, w, dc, filters, inner, F, K
                     )
-                    k1, v1 = rows[j][4].to(tl.float32), rows[j][5].to(tl.float32)
+                    k1, v1 = held[j][4].to(tl.float32), held[j][5].to(tl.float32)
                     dk0, dv0 = late_row(dw0, k1, v1, k_late, v_late, filters, F)
                     d_inner = correlate(d_inner, dc0, w0, w, K, False)
                     d_q = correlate(d_q, dq0, q0, past[0], F, BIAS)
@@ -208,7 +211,7 @@ def direct_backward(
                     k_late, v_late = push(k1, k_late, F), push(v1, v_late, F)
                     w, dc = push(w0, w, K), push(dc0, dc, K)
                     dq, dk, dv = push(dq0, dq, F), push(dk0, dk, F), push(dv0, dv, F)
-                rows = ahead
+                held = ahead
                 out_q += U * 3 * D
                 out_k += U * 3 * D
             s += steady * U

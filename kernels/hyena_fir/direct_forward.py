@@ -115,7 +115,7 @@ def row_forward(q, k, v, past, w_past, filters, inner, F: tl.constexpr, K: tl.co
     return y, w, past, push(w, w_past, K)
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["L", "rows"])
 def direct_forward(
     z,
     z_past,
@@ -127,6 +127,7 @@ def direct_forward(
     y,
     w_last,
     L,
+    rows,
     stride_b,
     stride: tl.constexpr,
     D: tl.constexpr,
@@ -136,10 +137,9 @@ def direct_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     C: tl.constexpr,
-    ROWS: tl.constexpr,
     U: tl.constexpr,
 ):
-    """Rows [ROWS i, ROWS (i+1)) of C channels of one sequence; w_last [B, K-1, D] gets the last gated inputs."""
+    """Rows [rows i, rows (i+1)) of C channels of one sequence; w_last [B, K-1, D] gets the last gated inputs."""
     channel, mask = place(D, C)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b
@@ -152,8 +152,8 @@ def direct_forward(
     if SKIP:  # the direct path is one more weight on the current input
         inner = (inner[0] + tl.load(skip + channel, mask=mask, other=0.0),) + inner[1:]
 
-    t = tl.program_id(1).to(tl.int64) * ROWS
-    stop = tl.minimum(t + ROWS, L)
+    t = tl.program_id(1).to(tl.int64) * rows
+    stop = tl.minimum(t + rows, L)
     w = gated_history(z, z_past, w_past, t, stride, channel, mask, filters, D, F, K)
     past = (
         history(z, z_past, t, stride, channel, mask, 3 * D, F),
@@ -171,9 +171,7 @@ def direct_forward(
             ahead = p - (i + 1 >= whole).to(tl.int32) * (U * stride)
             q_next, k_next, v_next = load_rows(ahead, stride, D, U)
             for u in tl.static_range(U):
-                y_row, w_row, past, w = row_forward(
-                    q[u], k[u], v[u], past, w, filters, inner, F, K
-                )
+                y_row, w_row, past, w = row_forward(q[u], k[u], v[u], past, w, filters, inner, F, K)
                 tl.store(out + u * D, y_row.to(y.dtype.element_ty), mask=mask)
             q, k, v = q_next, k_next, v_next
             out += U * D

@@ -35,7 +35,13 @@ def kept_past(w_last: Tensor, w_past: Tensor, length: int) -> Tensor:
 
 
 def direct_forward(
-    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run a filter of few taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
     z = projection(z)
@@ -55,6 +61,7 @@ def direct_forward(
         y,
         w_last,
         L,
+        rows,
         z.stride(0),
         stride=z.stride(1),
         D=D,
@@ -64,7 +71,6 @@ def direct_forward(
         BIAS=bias is not None,
         SKIP=skip is not None,
         C=channels,
-        ROWS=rows,
         U=8,
         num_warps=2,
     )
@@ -108,6 +114,7 @@ def direct_backward(
         dw_past,
         partial,
         L,
+        rows,
         z.stride(0),
         stride=z.stride(1),
         D=D,
@@ -118,7 +125,6 @@ def direct_backward(
         SKIP=skip is not None,
         LAST=dw_last is not None,
         C=channels,
-        ROWS=rows,
         U=4,
         num_warps=1,
     )
@@ -166,7 +172,13 @@ def rows_and_check(B: int, L: int, K: int, programs: int, segments: int) -> tupl
 
 
 def banded_forward(
-    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run a filter of many taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
     z = projection(z)
@@ -187,6 +199,7 @@ def banded_forward(
         y,
         w_last,
         L,
+        rows,
         z.stride(0),
         stride=z.stride(1),
         D=D,
@@ -196,7 +209,6 @@ def banded_forward(
         BIAS=bias is not None,
         SKIP=skip is not None,
         CHANNELS=channels,
-        ROWS=rows,
         CHECK=check,
         HINT=not triton.knobs.runtime.interpret,
         num_warps=1,
@@ -235,6 +247,7 @@ def banded_backward(
         "BIAS": bias is not None,
         "SKIP": skip is not None,
         "CHANNELS": channels,
+        "HINT": not triton.knobs.runtime.interpret,
         "num_warps": 1,
     }
 
@@ -254,8 +267,8 @@ def banded_backward(
         partial,
         partial_taps,
         L,
+        rows,
         z.stride(0),
-        ROWS=rows,
         CHECK=check,
         **options,
     )
@@ -278,11 +291,10 @@ def banded_backward(
         dw_past,
         partial,
         L,
+        rows,
         z.stride(0),
-        ROWS=rows,
         CHECK=check,
         LAST=dw_last is not None,
-        HINT=not triton.knobs.runtime.interpret,
         **options,
     )
     dfeaturizer, dbias = featurizer_gradients(torch.cat([down[:sums], partial.sum(0)]), F)

@@ -73,7 +73,13 @@ def last_rows(past_BPE: Tensor, z_BLE: Tensor) -> Tensor:
 
 @torch.library.custom_op("evo::hyena_fir", mutates_args=())
 def _forward(
-    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     from kernels.hyena_fir import launch
 
@@ -83,7 +89,13 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    z: Tensor, z_past: Tensor, w_past: Tensor, featurizer: Tensor, bias: Tensor | None, taps: Tensor, skip: Tensor | None
+    z: Tensor,
+    z_past: Tensor,
+    w_past: Tensor,
+    featurizer: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     B, L, E = z.shape
     return z.new_empty(B, L, E // 3), torch.empty_like(w_past)

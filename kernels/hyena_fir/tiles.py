@@ -188,22 +188,21 @@ def store_kept(base, rows, row, L, channel, mask, D: tl.constexpr, K: tl.constex
 
 
 @triton.jit
-def place_rows(L, SEGMENTS: tl.constexpr, ROWS: tl.constexpr):
-    """The first row of a program and the blocks of each of its segments: ROWS rows in all, fewer at the end."""
-    row = tl.program_id(1).to(tl.int64) * ROWS
-    return row, (tl.minimum(ROWS, L - row) + 16 * SEGMENTS - 1) // (16 * SEGMENTS)
+def place_rows(L, SEGMENTS: tl.constexpr, rows):
+    """The first row of a program and the blocks of each of its segments: `rows` in all, fewer at the end."""
+    row = tl.program_id(1).to(tl.int64) * rows
+    return row, (tl.minimum(rows, L - row) + 16 * SEGMENTS - 1) // (16 * SEGMENTS)
 
 
 @triton.jit
-def fetch(near, row, L, stride: tl.constexpr, HINT: tl.constexpr):
-    """Ask the L2 cache for 16 rows that are read a little later."""
-    if HINT:
-        at = tl.minimum(tl.maximum(row + tl.arange(0, 16), 0), L - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [(near + at * stride).to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+def fetch(near, row, L, stride: tl.constexpr):
+    """Ask the L2 cache for rows that are read a little later, one row a lane."""
+    at = tl.minimum(tl.maximum(row, 0), L - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [(near + at * stride).to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
