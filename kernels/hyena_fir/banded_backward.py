@@ -16,10 +16,10 @@ from kernels.hyena_fir.direct_forward import load_filters
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
-    fetch,
     identity,
     load_above,
     load_block,
+    load_gradient,
     load_kept,
     no_past,
     operand_of,
@@ -51,18 +51,6 @@ def correlate_block(sums, gradients, rows, above, F: tl.constexpr, BIAS: tl.cons
 
 
 @triton.jit
-def load_gradient(dy, row, L, outside, D: tl.constexpr, CHECK: tl.constexpr):
-    """16 rows of the output's gradient; zeros outside the sequence, if `outside` says that blocks may lie there."""
-    rows = load_block(dy, row, L, D, CHECK)
-    if outside:
-        kept = ()
-        for j in tl.static_range(16):
-            kept = kept + (tl.where((row >= 0) & (row < L), rows[j], 0.0),)
-        rows = kept
-    return rows
-
-
-@triton.jit
 def store_sums(partial, sums, channel, mask, D: tl.constexpr, N: tl.constexpr):
     """Store N sums [32] of a segment."""
     for j in tl.static_range(N):
@@ -89,6 +77,7 @@ def banded_down(
     inner_taps,
     skip,
     dy,
+    nothing,
     dz,
     dz_past,
     partial,
@@ -105,11 +94,10 @@ def banded_down(
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
     CHECK: tl.constexpr,
-    HINT: tl.constexpr,
 ):
     """The gradients of q and of the filter.
 
-    partial [B, programs, segments, F + BIAS + 1, D] gets the sums of q's featurizer and of the skip,
+    partial [B, programs, segments, F + BIAS, D] gets the sums of q's featurizer,
     partial_taps [B, programs, tiles, BLOCKS, 16, 16] those of the Toeplitz blocks' entries.
     """
     SEGMENTS: tl.constexpr = 32 // CHANNELS
@@ -117,12 +105,11 @@ def banded_down(
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, 1)
     b = tl.program_id(2).to(tl.int64)
-    near = z + b * stride_b + tl.min(channel, axis=0)
-    near_dy = dy + b * L * D + tl.min(channel, axis=0)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
     w_past += b * (K - 1) * D
     dy += b * L * D + channel
+    nothing += channel
     dz += b * L * 3 * D + channel
     dz_past += b * (F - 1) * 3 * D + channel
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
@@ -141,58 +128,60 @@ def banded_down(
     for _ in tl.static_range(BLOCKS):
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
-    d_skip = tl.zeros((32,), tl.float32)
     dq_above = zeros(F - 1, channel)
-    # one block more than the segment's: its last rows wait for the first gradients below them
-    for i in range(1 - BLOCKS, count + 1):
+    for _ in range(1 - BLOCKS, 0):
         k_rows = load_block(z + D, row, L, stride, CHECK)
         v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
-        q_rows = load_block(z, tl.maximum(row, first), L, stride, CHECK)
-        end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
-        dy_rows = load_gradient(dy, tl.maximum(row, first), L, end > L, D, CHECK)
-        if HINT:
-            lane = tl.arange(0, 16 * SEGMENTS)
-            at = start + lane // 16 * (count * 16) + 16 * i + 32 + lane % 16
-            for third in tl.static_range(3):
-                fetch(near + third * D, at, L, stride)
-            fetch(near_dy, at, L, D)
-        above = (start == 0) & (i < 0)
         w, k_past, v_past = gate(
-            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, above, L, channel, mask, filters, stride, D, F, K
+            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, start == 0, L, channel, mask, filters,
+            stride, D, F, K,
+        )  # fmt: skip
+        past = (operand_of(w, unit, 1),) + past[: BLOCKS - 2]
+        row += 16
+    # one block more than the segment's: its last rows wait for the first gradients below them
+    for i in range(count + 1):
+        k_rows = load_block(z + D, row, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+        q_rows = load_block(z, row, L, stride, CHECK)
+        dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
+        w, k_past, v_past = gate(
+            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, False, L, channel, mask, filters, stride, D, F, K
         )
         newest = operand_of(w, unit, 1)
-        if i >= 0:
-            dy_wide = widen(dy_rows)
-            c = convolve(newest, past, matrices, BLOCKS)
-            q, q_next = featurize_block(q_rows, q_past, filters[0], F)
-            dq = ()
-            for j in tl.static_range(16):
-                dq = dq + (dy_wide[j] * (c[j] + direct * w[j]),)
-            dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
-            for j in tl.static_range(F - 1):  # rows of the block above
-                value = dz_rows[j].to(operand)
-                t = row + j - (F - 1)
-                tl.store(dz + t * 3 * D, value, mask=mask & (t >= first) & (t < L))
-                tl.store(dz_past + j * 3 * D, value, mask=mask & (row == 0))
-            if i < count:
-                for j in tl.static_range(F - 1, 16):
-                    t = row + j - (F - 1)
-                    inside = mask & (t < L) if CHECK else mask
-                    tl.store(dz + t * 3 * D, dz_rows[j].to(operand), mask=inside)
-                d_q = correlate_block(d_q, dq, q_rows, q_past, F, BIAS)
-                narrow = ()
-                for j in tl.static_range(16):
-                    dc = dy_wide[j] * q[j]
-                    d_skip += dc * w[j]
-                    # columns that no channel fills must add nothing to their tile's products
-                    kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
-                    narrow = narrow + (kept.to(operand),)
-                gradient = tl.trans(pack(narrow))
-                sums = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
-                for d in tl.static_range(1, BLOCKS):
-                    sums = sums + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
-                d_taps = sums
-            q_past = q_next
+        c = convolve(newest, past, matrices, BLOCKS)
+        q, q_next = featurize_block(q_rows, q_past, filters[0], F)
+        counted = (i < count).to(tl.float32)  # the block below is another program's to count
+        dq = ()
+        dq_counted = ()
+        narrow = ()
+        for j in tl.static_range(16):
+            dy_row = dy_rows[j].to(tl.float32)
+            whole = c[j] + direct * w[j] if SKIP else c[j]
+            dq = dq + (dy_row * whole,)
+            dy_row *= counted
+            dq_counted = dq_counted + (dy_row * whole,)
+            dc = dy_row * q[j]
+            # columns that no channel fills must add nothing to their tile's products
+            kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
+            narrow = narrow + (kept.to(operand),)
+        d_q = correlate_block(d_q, dq_counted, q_rows, q_past, F, BIAS)
+        q_past = q_next
+        dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
+        for j in tl.static_range(F - 1):  # rows of the block above
+            value = dz_rows[j].to(operand)
+            t = row + j - (F - 1)
+            tl.store(dz + t * 3 * D, value, mask=mask & (t >= first) & (t < L))
+            tl.store(dz_past + j * 3 * D, value, mask=mask & (row == 0))
+        if i < count:
+            out = dz + (row - (F - 1)) * 3 * D
+            for j in tl.static_range(F - 1, 16):
+                inside = mask & (row + j - (F - 1) < L) if CHECK else mask
+                tl.store(out + j * 3 * D, dz_rows[j].to(operand), mask=inside)
+        gradient = tl.trans(pack(narrow))
+        sums = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
+        for d in tl.static_range(1, BLOCKS):
+            sums = sums + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
+        d_taps = sums
         past = (newest,) + past[: BLOCKS - 2]
         row += 16
 
@@ -201,25 +190,21 @@ def banded_down(
     entry = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
     for d in tl.static_range(BLOCKS):
         tl.store(partial_taps + (tile * BLOCKS + d) * 256 + entry, d_taps[d])
-    partial += (program * SEGMENTS + segment) * (F + BIAS + 1) * D
-    store_sums(partial, d_q + (d_skip,), channel, mask, D, F + BIAS + 1)
+    partial += (program * SEGMENTS + segment) * (F + BIAS) * D
+    store_sums(partial, d_q, channel, mask, D, F + BIAS)
 
 
 @triton.jit
-def store_up(
-    dz, rows, below, filter, row, L, mask, emit, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr
-):  # fmt: skip
-    """Store dz of 16 rows of a third; `below` are the F-1 gradients after them, nearest first. Gives those of the rows."""
-    if emit:
-        after = below
-        for j in tl.static_range(15, -1, -1):
-            value = rows[j] * filter[0]
-            for i in tl.static_range(1, F):
-                value += after[i - 1] * filter[i]
-            inside = mask & (row + j < L) if CHECK else mask
-            tl.store(dz + (row + j) * 3 * D, value.to(dz.dtype.element_ty), mask=inside)
-            after = push(rows[j], after, F)
-    return rows[: F - 1]
+def store_up(dz, rows, below, filter, row, L, mask, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr):
+    """Store dz of 16 rows of a third; `below` are the F-1 gradients after them, nearest first."""
+    out = dz + row * 3 * D
+    for j in tl.static_range(15, -1, -1):
+        value = rows[j] * filter[0]
+        for i in tl.static_range(1, F):
+            value += below[i - 1] * filter[i]
+        inside = mask & (row + j < L) if CHECK else mask
+        tl.store(out + j * 3 * D, value.to(dz.dtype.element_ty), mask=inside)
+        below = push(rows[j], below, F)
 
 
 @triton.jit
@@ -241,6 +226,7 @@ def banded_up(
     inner_taps,
     skip,
     dy,
+    nothing,
     dw_last,
     dz,
     dz_past,
@@ -259,23 +245,21 @@ def banded_up(
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
     CHECK: tl.constexpr,
-    HINT: tl.constexpr,
 ):
     """The gradients of k and v.
 
-    partial [B, programs, segments, 2 (F + BIAS), D] gets the sums of their featurizers. LAST: dw_last [B, K-1, D] is
-    the gradient of the outgoing state's gated inputs.
+    partial [B, programs, segments, 2 (F + BIAS) + 1, D] gets the sums of their featurizers and of the skip. LAST:
+    dw_last [B, K-1, D] is the gradient of the outgoing state's gated inputs. inner_taps are stored last tap first.
     """
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
     channel, segment, mask = columns(D, G, CHANNELS, 2)
     b = tl.program_id(2).to(tl.int64)
-    near = z + b * stride_b + tl.min(channel, axis=0)
-    near_dy = dy + b * L * D + tl.min(channel, axis=0)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
     dy += b * L * D + channel
+    nothing += channel
     dz += b * L * 3 * D + channel
     dz_past += b * (F - 1) * 3 * D + channel
     dw_past += b * (K - 1) * D
@@ -294,57 +278,64 @@ def banded_up(
     dv_below = zeros(F - 1, channel)
     d_k = zeros(F + BIAS, channel)
     d_v = zeros(F + BIAS, channel)
-    # from the last outputs that the segment's inputs reach, up to its first row; at the sequence's start, to the state's
-    top = -(BLOCKS - 1) if start == 0 else 0
-    for back in range(count + BLOCKS - 1 - top + 1):
-        i = count + BLOCKS - 1 - back
-        q_rows = load_block(z, row, L, stride, CHECK)
-        end = start + (SEGMENTS - 1) * count * 16 + 16 * i + 16
-        dy_rows = load_gradient(dy, row, L, (end > L) | (i < 0), D, CHECK)
-        owned = tl.minimum(row, first + count * 16)
-        k_rows = load_block(z + D, owned, L, stride, CHECK)
-        v_rows = load_block(z + 2 * D, owned, L, stride, CHECK)
-        if HINT:
-            lane = tl.arange(0, 16 * SEGMENTS)
-            at = start + lane // 16 * (count * 16) + 16 * i - 32 + lane % 16
-            for third in tl.static_range(3):
-                fetch(near + third * D, at, L, stride)
-            fetch(near_dy, at, L, D)
+    d_skip = tl.zeros((32,), tl.float32)
+    # the outputs beyond the segment that its inputs reach
+    for _ in range(BLOCKS - 1):
         q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
-        q, _ = featurize_block(q_rows, q_past, filters[0], F)
+        q = featurize_block(load_block(z, row, L, stride, CHECK), q_past, filters[0], F)[0]
+        dc = times(widen(load_gradient(dy, nothing, row, L, D, CHECK)), q)
+        past = (operand_of(dc, unit, 2),) + past[: BLOCKS - 2]
+        row -= 16
+    # one block beyond the segment's, whose first gradients the last rows need; above the sequence, the state's rows
+    q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
+    q_rows = load_block(z, row, L, stride, CHECK)
+    dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
+    for back in range(count + BLOCKS if start == 0 else count + 1):
+        i = count - back
+        k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        k_rows = load_block(z + D, row, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
+        q = featurize_block(q_rows, q_past, filters[0], F)[0]
         dc = times(widen(dy_rows), q)
+        # the next rows travel while these are computed
+        q_past = load_above(z, z_past, row - 16, L, stride, 3 * D, F)
+        q_rows = load_block(z, row - 16, L, stride, CHECK)
+        dy_rows = load_gradient(dy, nothing, row - 16, L, D, CHECK)
         newest = operand_of(dc, unit, 2)
-        if i <= count:
-            dw = convolve(newest, past, matrices, BLOCKS)
-            if i >= 0:
-                k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
-                v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-                whole = ()
-                for j in tl.static_range(16):
-                    whole = whole + (dw[j] + direct * dc[j],)
-                if LAST:
-                    kept = load_kept(dw_last, row, L, channel, mask & (row < L), D, K)
-                    more = ()
-                    for j in tl.static_range(16):
-                        more = more + (whole[j] + kept[j],)
-                    whole = more
-                k, _ = featurize_block(k_rows, k_past, filters[1], F)
-                v, _ = featurize_block(v_rows, v_past, filters[2], F)
-                dk = times(whole, v)
-                dv = times(whole, k)
-                dk_below = store_up(dz + D, dk, dk_below, filters[1], row, L, mask, i < count, D, F, CHECK)
-                dv_below = store_up(dz + 2 * D, dv, dv_below, filters[2], row, L, mask, i < count, D, F, CHECK)
-                if i < count:
-                    d_k = correlate_block(d_k, dk, k_rows, k_past, F, BIAS)
-                    d_v = correlate_block(d_v, dv, v_rows, v_past, F, BIAS)
-            else:
-                store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
+        dw = convolve(newest, past, matrices, BLOCKS)
         past = (newest,) + past[: BLOCKS - 2]
+        if i >= 0:
+            whole = ()
+            for j in tl.static_range(16):
+                whole = whole + (dw[j] + direct * dc[j] if SKIP else dw[j],)
+            if LAST:
+                kept = load_kept(dw_last, row, L, channel, mask & (row < L), D, K)
+                more = ()
+                for j in tl.static_range(16):
+                    more = more + (whole[j] + kept[j],)
+                whole = more
+            k = featurize_block(k_rows, k_past, filters[1], F)[0]
+            v = featurize_block(v_rows, v_past, filters[2], F)[0]
+            dk = times(whole, v)
+            dv = times(whole, k)
+            if i < count:
+                store_up(dz + D, dk, dk_below, filters[1], row, L, mask, D, F, CHECK)
+                store_up(dz + 2 * D, dv, dv_below, filters[2], row, L, mask, D, F, CHECK)
+                d_k = correlate_block(d_k, dk, k_rows, k_past, F, BIAS)
+                d_v = correlate_block(d_v, dv, v_rows, v_past, F, BIAS)
+                if SKIP:
+                    for j in tl.static_range(16):
+                        d_skip += dc[j] * (k[j] * v[j])
+            dk_below = dk[: F - 1]
+            dv_below = dv[: F - 1]
+        else:
+            store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
         row -= 16
     if start == 0:
         store_past(dz_past + D, dk_below, filters[1], mask & (first == 0), 3 * D, F)
         store_past(dz_past + 2 * D, dv_below, filters[2], mask & (first == 0), 3 * D, F)
 
     program = b * tl.num_programs(1) + tl.program_id(1)
-    partial += (program * SEGMENTS + segment) * 2 * (F + BIAS) * D
-    store_sums(partial, d_k + d_v, channel, mask, D, 2 * (F + BIAS))
+    partial += (program * SEGMENTS + segment) * (2 * (F + BIAS) + 1) * D
+    store_sums(partial, d_k + d_v + (d_skip,), channel, mask, D, 2 * (F + BIAS) + 1)

@@ -234,6 +234,7 @@ def banded_backward(
     dz = z.new_empty(B, L, E)
     dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
     z_past, dy = z_past.contiguous(), dy.contiguous()
+    nothing = dy.new_zeros(16, D)
     weights = featurizer.contiguous(), bias, taps.contiguous(), skip
     channels, count = tile_channels(D, G), tiles(D, G)
     blocks = (K + 14) // 16 + 1
@@ -247,14 +248,13 @@ def banded_backward(
         "BIAS": bias is not None,
         "SKIP": skip is not None,
         "CHANNELS": channels,
-        "HINT": not triton.knobs.runtime.interpret,
         "num_warps": 1,
     }
 
     segments = 32 // channels
     rows, check = rows_and_check(B, L, K, count, segments)
     programs = -(-L // rows)
-    partial = z.new_empty(B * programs * segments, sums + 1, D, dtype=torch.float32)
+    partial = z.new_empty(B * programs * segments, sums, D, dtype=torch.float32)
     partial_taps = z.new_empty(B * programs, count, blocks, 16, 16, dtype=torch.float32)
     banded_b.banded_down[count, programs, B](
         z,
@@ -262,6 +262,7 @@ def banded_backward(
         w_past.contiguous(),
         *weights,
         dy,
+        nothing,
         dz,
         dz_past,
         partial,
@@ -279,12 +280,15 @@ def banded_backward(
     pairs = -(-count // 2)
     rows, check = rows_and_check(B, L, K, pairs, segments)
     programs = -(-L // rows)
-    partial = z.new_empty(B * programs * segments, 2 * sums, D, dtype=torch.float32)
+    partial = z.new_empty(B * programs * segments, 2 * sums + 1, D, dtype=torch.float32)
     banded_b.banded_up[pairs, programs, B](
         z,
         z_past,
-        *weights,
+        *weights[:2],
+        taps.flip(1).contiguous(),
+        skip,
         dy,
+        nothing,
         None if dw_last is None else dw_last.contiguous(),
         dz,
         dz_past,
@@ -297,8 +301,9 @@ def banded_backward(
         LAST=dw_last is not None,
         **options,
     )
-    dfeaturizer, dbias = featurizer_gradients(torch.cat([down[:sums], partial.sum(0)]), F)
-    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, down[sums].clone()
+    up = partial.sum(0)
+    dfeaturizer, dbias = featurizer_gradients(torch.cat([down, up[:-1]]), F)
+    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, up[-1].clone()
 
 
 def taps_gradient(blocks: Tensor, G: int, K: int) -> Tensor:

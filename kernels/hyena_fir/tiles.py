@@ -41,19 +41,19 @@ def toeplitz(
     TILES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """The filter as blocks of a banded Toeplitz matrix, one for each distance in blocks: entry (s, t) is tap 16 d + t - s.
+    """The filter as blocks of a banded Toeplitz matrix, one a distance d in blocks: entry (s, t) is tap 16 d + t - s.
 
-    As many as reach K-1 inputs back: (K + 14) // 16 + 1. Transposed, entry (t, s).
+    As many as reach K-1 inputs back: (K + 14) // 16 + 1. Transposed, entry (t, s), from taps stored last tap first:
+    neighbours in a row must be neighbours in memory, or the compiler's layout makes every read conflict.
     """
     row = tl.arange(0, 16 * TILES)[:, None]
     column = tl.arange(0, 16)[None, :]
     group, _ = tile_group(tl.program_id(0) * TILES + row // 16, D, G, CHANNELS)
     group = tl.minimum(group, G - 1)
-    ahead = row % 16 - column if TRANSPOSED else column - row % 16
     out = ()
     for d in tl.static_range((K + 14) // 16 + 1):
-        lag = 16 * d + ahead
-        matrix = tl.load(taps + group * K + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(operand)
+        at = K - 1 - 16 * d - row % 16 + column if TRANSPOSED else 16 * d + column - row % 16
+        matrix = tl.load(taps + group * K + at, mask=(at >= 0) & (at < K), other=0.0).to(operand)
         out = out + (batched(matrix, TILES),)
     return out
 
@@ -162,9 +162,21 @@ def load_above(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
     rows = ()
     for j in tl.static_range(1, F):
         t = row - j
-        inside = tl.load(base + t * stride, mask=(t >= 0) & (t < L), other=0.0)
-        before = tl.load(past + (t + F - 1) * E, mask=(t < 0) & (t >= 1 - F), other=0.0)
-        rows = rows + (tl.where(t < 0, before, inside).to(tl.float32),)
+        kept = past + tl.maximum(t + F - 1, 0) * E
+        rows = rows + (tl.load(tl.where(t < 0, kept, base + tl.minimum(t, L - 1) * stride)).to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def load_gradient(dy, nothing, row, L, D: tl.constexpr, CHECK: tl.constexpr):
+    """16 rows of the output's gradient; outside the sequence `nothing` [16, D] is read, which is zeros."""
+    rows = ()
+    if CHECK:
+        rows = load_block(dy, row, L, D, True)
+    else:
+        p = tl.where((row >= 0) & (row < L), dy + row * D, nothing)
+        for j in tl.static_range(16):
+            rows = rows + (tl.load(p + j * D),)
     return rows
 
 
