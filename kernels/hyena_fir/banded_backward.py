@@ -21,6 +21,7 @@ from kernels.hyena_fir.tiles import (
     load_block,
     load_gradient,
     load_kept,
+    multiply,
     no_past,
     operand_of,
     pack,
@@ -138,33 +139,34 @@ def banded_down(
         )  # fmt: skip
         past = (operand_of(w, unit, 1),) + past[: BLOCKS - 2]
         row += 16
+    k_rows = load_block(z + D, row, L, stride, CHECK)
+    v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
     # one block more than the segment's: its last rows wait for the first gradients below them
     for i in range(count + 1):
-        k_rows = load_block(z + D, row, L, stride, CHECK)
-        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
-        q_rows = load_block(z, row, L, stride, CHECK)
-        dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
         w, k_past, v_past = gate(
             z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, False, L, channel, mask, filters, stride, D, F, K
         )
+        # what products need waits in registers: rows are loaded no earlier than the products before their use
+        q_rows = load_block(z, row, L, stride, CHECK)
+        dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
         newest = operand_of(w, unit, 1)
         c = convolve(newest, past, matrices, BLOCKS)
         q, q_next = featurize_block(q_rows, q_past, filters[0], F)
         counted = (i < count).to(tl.float32)  # the block below is another program's to count
         dq = ()
-        dq_counted = ()
+        for j in tl.static_range(16):
+            dq = dq + (dy_rows[j].to(tl.float32) * (c[j] + direct * w[j] if SKIP else c[j]),)
         narrow = ()
         for j in tl.static_range(16):
-            dy_row = dy_rows[j].to(tl.float32)
-            whole = c[j] + direct * w[j] if SKIP else c[j]
-            dq = dq + (dy_row * whole,)
-            dy_row *= counted
-            dq_counted = dq_counted + (dy_row * whole,)
-            dc = dy_row * q[j]
+            dc = dy_rows[j].to(tl.float32) * (q[j] * counted)
             # columns that no channel fills must add nothing to their tile's products
             kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
             narrow = narrow + (kept.to(operand),)
-        d_q = correlate_block(d_q, dq_counted, q_rows, q_past, F, BIAS)
+        block_q = correlate_block(zeros(F + BIAS, channel), dq, q_rows, q_past, F, BIAS)
+        more_q = ()
+        for j in tl.static_range(F + BIAS):
+            more_q = more_q + (d_q[j] + counted * block_q[j],)
+        d_q = more_q
         q_past = q_next
         dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
         for j in tl.static_range(F - 1):  # rows of the block above
@@ -177,11 +179,14 @@ def banded_down(
             for j in tl.static_range(F - 1, 16):
                 inside = mask & (row + j - (F - 1) < L) if CHECK else mask
                 tl.store(out + j * 3 * D, dz_rows[j].to(operand), mask=inside)
-        gradient = tl.trans(pack(narrow))
-        sums = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
+        k_rows = load_block(z + D, row + 16, L, stride, CHECK)
+        v_rows = load_block(z + 2 * D, row + 16, L, stride, CHECK)
+        # the unit matrix again: one product spares moving the operand for each of the next
+        gradient = multiply(unit, tl.trans(pack(narrow))).to(operand)
+        more_taps = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
         for d in tl.static_range(1, BLOCKS):
-            sums = sums + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
-        d_taps = sums
+            more_taps = more_taps + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
+        d_taps = more_taps
         past = (newest,) + past[: BLOCKS - 2]
         row += 16
 

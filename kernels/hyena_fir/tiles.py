@@ -121,7 +121,7 @@ def operand_of(rows, unit, TILES: tl.constexpr):
 
 @triton.jit
 def convolve(newest, past, matrices, BLOCKS: tl.constexpr):
-    """A block of outputs from its own inputs and those of the BLOCKS-1 blocks before (or, transposed, behind)."""
+    """A block of outputs, from its own inputs and the BLOCKS-1 blocks before (or, transposed, behind)."""
     out = multiply(newest, matrices[0])
     for d in tl.static_range(1, BLOCKS):
         out = tl.dot(past[d - 1], matrices[d], out, input_precision="tf32x3")
