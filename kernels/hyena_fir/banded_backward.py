@@ -303,13 +303,13 @@ def banded_up(
         v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
         q = featurize_block(q_rows, q_past, filters[0], F)[0]
         dc = times(widen(dy_rows), q)
+        newest = operand_of(dc, unit, 2)
+        dw = convolve(newest, past, matrices, BLOCKS)
+        past = (newest,) + past[: BLOCKS - 2]
         # the next rows travel while these are computed
         q_past = load_above(z, z_past, row - 16, L, stride, 3 * D, F)
         q_rows = load_block(z, row - 16, L, stride, CHECK)
         dy_rows = load_gradient(dy, nothing, row - 16, L, D, CHECK)
-        newest = operand_of(dc, unit, 2)
-        dw = convolve(newest, past, matrices, BLOCKS)
-        past = (newest,) + past[: BLOCKS - 2]
         if i >= 0:
             whole = ()
             for j in tl.static_range(16):
