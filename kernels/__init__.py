@@ -6,7 +6,7 @@ comes out continues it. Pieces of a sequence, however cut, give the outputs of o
 
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
-from kernels.hyena_fir import FirState, hyena_fir
+from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
 from kernels.hyena_li import ModalState, hyena_li, hyena_li_step, modal_scan
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "channel_fir",
     "grouped_fir",
     "hyena_fir",
+    "hyena_fir_step",
     "hyena_li",
     "hyena_li_step",
     "modal_scan",

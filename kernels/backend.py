@@ -42,7 +42,16 @@ def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None
     return False
 
 
-@torch.compiler.assume_constant_result
+def limit_in_place(past_BPE: Tensor, inner: Tensor, dtype: torch.dtype) -> str | None:
+    """Say what keeps a kernel from moving a state on in place, for inputs of this dtype; None if nothing does."""
+    if not (past_BPE.is_contiguous() and inner.is_contiguous()):
+        return "the state's tensors are not contiguous"
+    if (past_BPE.dtype, inner.dtype) != (dtype, torch.float32):
+        return f"the state holds {past_BPE.dtype} and {inner.dtype}, not {dtype} and float32"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable(device: str, dtype: torch.dtype) -> str | None:
     """Say why the Triton kernels cannot take tensors of this device and dtype; None if they can."""
     return _unavailable(device, dtype)

@@ -2,10 +2,12 @@
 
 # B batch, L length, D width, E = 3D projected channels, G filter groups, F featurizer taps, K inner taps
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, use_triton
+from kernels.backend import Backend, limit_in_place, use_triton
 from kernels.hyena_fir import reference
 from kernels.hyena_fir.reference import FirState
 
@@ -61,6 +63,35 @@ def hyena_fir(
         None if skip_D is None else skip_D.float(),
     )
     return y_BLD, FirState(last_rows(z_past, z_BLE), w_last)
+
+
+@torch.no_grad()
+def hyena_fir_step(
+    z_BE: Tensor,
+    featurizer_EF: Tensor,
+    featurizer_bias_E: Tensor | None,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    state: FirState,
+    *,
+    backend: Backend = Backend.AUTO,
+) -> Tensor:
+    """Apply Hyena-SE or Hyena-MR to one token and move the state's tensors on IN PLACE; not differentiable.
+
+    Args:
+        z_BE: one token's projection a sequence, the rest as for `hyena_fir`, of any number of taps.
+        state: the state before the token; the one after it when this returns.
+
+    Returns:
+        y_BD in z's dtype.
+
+    Raises:
+        ValueError: `backend` is `triton` and the kernel cannot run this call; the message says why.
+    """
+    parameters = (featurizer_EF, featurizer_bias_E, taps_GK, skip_D)
+    if use_triton(backend, "hyena_fir_step", z_BE, limit_in_place(*state, z_BE.dtype)):
+        return _step(z_BE, *parameters, *state)
+    return reference.hyena_fir_step(z_BE, *parameters, state)
 
 
 def last_rows(past_BPE: Tensor, z_BLE: Tensor) -> Tensor:
@@ -143,15 +174,13 @@ def _(
     )
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: object) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(
-    ctx: torch.autograd.function.BackwardCFunction, dy: Tensor | None, dw_last: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    z, z_past, w_past, featurizer, bias, taps, skip = ctx.saved_tensors  # type: ignore[attr-defined]
+def _differentiate(ctx: Any, dy: Tensor | None, dw_last: Tensor | None) -> tuple[Tensor | None, ...]:
+    z, z_past, w_past, featurizer, bias, taps, skip = ctx.saved_tensors
     if dy is None:
         dy = z.new_zeros(*z.shape[:2], w_past.shape[2])
     dz, dz_past, dw_past, dfeaturizer, dbias, dtaps, dskip = _backward(
@@ -160,4 +189,41 @@ def _differentiate(
     return dz, dz_past, dw_past, dfeaturizer, None if bias is None else dbias, dtaps, None if skip is None else dskip
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("evo::hyena_fir_step", mutates_args=("past_BPE", "inner_BPD"))
+def _step(
+    z_BE: Tensor,
+    featurizer_EF: Tensor,
+    bias_E: Tensor | None,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    past_BPE: Tensor,
+    inner_BPD: Tensor,
+) -> Tensor:
+    from kernels.hyena_fir.step import step
+
+    with torch.cuda.device_of(z_BE):
+        return step(
+            z_BE if z_BE.stride(1) == 1 else z_BE.contiguous(),
+            featurizer_EF.contiguous(),
+            None if bias_E is None else bias_E.contiguous(),
+            taps_GK.contiguous(),
+            None if skip_D is None else skip_D.contiguous(),
+            past_BPE,
+            inner_BPD,
+        )
+
+
+@_step.register_fake
+def _(
+    z_BE: Tensor,
+    featurizer_EF: Tensor,
+    bias_E: Tensor | None,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    past_BPE: Tensor,
+    inner_BPD: Tensor,
+) -> Tensor:
+    return z_BE.new_empty(z_BE.shape[0], z_BE.shape[1] // 3)

@@ -62,3 +62,18 @@ def hyena_fir(
         if skip_D is not None:
             c_BLD = torch.addcmul(c_BLD, w_BLD, skip_D.to(w_BLD.dtype))
         return (q_BLD * c_BLD).to(z_BLE.dtype), FirState(featurizer_BPE, inner_BPD)
+
+
+def hyena_fir_step(
+    z_BE: Tensor,
+    featurizer_EK: Tensor,
+    featurizer_bias_E: Tensor | None,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    state: FirState,
+) -> Tensor:
+    """Apply Hyena-SE or Hyena-MR to one token and move the state's tensors on in place; returns y_BD."""
+    y_B1D, after = hyena_fir(z_BE[:, None], featurizer_EK, featurizer_bias_E, taps_GK, skip_D, state)
+    for mine, new in zip(state, after, strict=True):
+        mine.copy_(new)
+    return y_B1D[:, 0]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, use_triton
+from kernels.backend import Backend, limit_in_place, use_triton
 from kernels.hyena_li import reference
 from kernels.hyena_li.reference import ModalState
 
@@ -92,7 +92,7 @@ def hyena_li_step(
         ValueError: `backend` is `triton` and the kernel cannot run this call; the message says why.
     """
     parameters = (featurizer_EK, featurizer_bias_E, log_poles_DN, residues_DN, skip_D)
-    limit = _limit(featurizer_EK, log_poles_DN) or _limit_in_place(state, z_BE.dtype)
+    limit = _limit(featurizer_EK, log_poles_DN) or limit_in_place(*state, z_BE.dtype)
     if use_triton(Backend(backend), "hyena_li_step", z_BE, limit):
         return _step(z_BE, *parameters, *state)
     return reference.hyena_li_step(z_BE, *parameters, state)
@@ -105,15 +105,6 @@ def _limit(featurizer_EK: Tensor, log_poles_DN: Tensor) -> str | None:
         return f"the featurizer has {taps} taps; the kernels take at most {MAX_TAPS}"
     if modes > MAX_MODES:
         return f"there are {modes} modes a channel; the kernels take at most {MAX_MODES}"
-    return None
-
-
-def _limit_in_place(state: ModalState, dtype: torch.dtype) -> str | None:
-    """Say what keeps a kernel from moving this state on in place; None if nothing does."""
-    if not (state.featurizer_BPE.is_contiguous() and state.modes_BDN.is_contiguous()):
-        return "the state's tensors are not contiguous"
-    if (state.featurizer_BPE.dtype, state.modes_BDN.dtype) != (dtype, torch.float32):
-        return f"the state holds {state.featurizer_BPE.dtype} and {state.modes_BDN.dtype}, not {dtype} and float32"
     return None
 
 

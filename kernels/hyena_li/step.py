@@ -8,25 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHANNELS, WARPS = 32, 4
+from kernels.rows import step_feature
 
-
-@triton.jit
-def step_feature(
-    z, past, taps, bias, channel_C, mask_C, E: tl.constexpr, F: tl.constexpr, BIAS: tl.constexpr
-):  # fmt: skip
-    """The featurizer's output for one third, whose past inputs move up by one."""
-    newest_C = tl.load(z + channel_C, mask=mask_C, other=0.0)
-    out_C = newest_C.to(tl.float32) * tl.load(taps + channel_C * F, mask=mask_C, other=0.0).to(tl.float32)
-    if BIAS:
-        out_C += tl.load(bias + channel_C, mask=mask_C, other=0.0).to(tl.float32)
-    for j in tl.static_range(1, F):
-        row = past + (F - 1 - j) * E + channel_C
-        before_C = tl.load(row, mask=mask_C, other=0.0)
-        out_C += before_C.to(tl.float32) * tl.load(taps + channel_C * F + j, mask=mask_C, other=0.0).to(tl.float32)
-        tl.store(row, newest_C, mask=mask_C)
-        newest_C = before_C
-    return out_C
+# one warp: a second would read past inputs that the first may have moved already
+CHANNELS, WARPS = 16, 1
 
 
 @triton.jit
