@@ -1,7 +1,7 @@
 """Hyena-LI's Triton kernels against the reference and the definition in float64; in Triton's interpreter on a CPU."""
 
 import itertools
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,19 +12,14 @@ from torch import Tensor
 from kernels import ModalState, hyena_li
 from kernels.backend import Backend
 from kernels.hyena_li import hyena_li_step, operator, reference
-from tests.kernels import definitions
+from tests.kernels import comparison, definitions
+from tests.kernels.comparison import DEVICE, LAYOUTS, Values, in_pieces, outputs_and_gradients, wide
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter cuts bfloat16 where a GPU rounds
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Fill what is allocated and never written with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def inputs(
     L: int, *, B: int = 1, D: int = 3, N: int = 2, F: int = 3, dtype: torch.dtype = torch.float32, device: str = DEVICE
-) -> dict[str, Tensor]:
+) -> Values:
     """Random inputs, with poles from nearly 1 to nearly 0 and one residue of 0."""
     generator = torch.Generator().manual_seed(L)
 
@@ -59,49 +54,31 @@ def inputs(
         "log_poles": -torch.exp(torch.rand(D, N, generator=generator) * 10.8 - 9.2).to(device),
         "residues": randn(D, N) / N,
         "skip": randn(D),
-        "modes": randn(B, D, N),
+        "state": randn(B, D, N),
     }
     values["residues"][0, 0] = 0
     return values
 
 
-def call(values: dict[str, Tensor], *, triton: bool) -> tuple[Tensor, ...]:
+def call(values: Values) -> tuple[Tensor, ...]:
     """The output and the two tensors of the state; a state comes in if the values have one."""
-    state = ModalState(values["past"], values["modes"]) if "modes" in values else None
-    parameters = (values["featurizer"], values.get("bias"), *(values[n] for n in ("log_poles", "residues", "skip")))
-    if triton:
-        y, new = hyena_li(values["z"], *parameters, state, backend=Backend.TRITON)
-    else:
-        y, new = reference.hyena_li(values["z"], *parameters, state)
+    y, new = hyena_li(*arguments(values), backend=Backend.TRITON)
     return y, *new
 
 
-def outputs_and_gradients(values: dict[str, Tensor], *, triton: bool) -> dict[str, Tensor]:
-    """What a call returns, and the gradients of all inputs from all outputs."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items() if value.numel()}
-    outputs = dict(zip(["y", "new past", "new modes"], call({**values, **leaves}, triton=triton), strict=True))
-    generator = torch.Generator().manual_seed(0)
-    cotangents = {n: torch.randn(o.shape, generator=generator).bfloat16().to(o.device) for n, o in outputs.items()}
-    used = [name for name, output in outputs.items() if output.requires_grad]
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in used],
-        list(leaves.values()),
-        [cotangents[name].to(outputs[name].dtype) for name in used],
-    )
-    return outputs | {f"d {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+def by_reference(values: Values) -> tuple[Tensor, ...]:
+    y, new = reference.hyena_li(*arguments(values))
+    return y, *new
 
 
-def wide(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() for name, value in values.items()}
+def arguments(values: Values) -> tuple[Any, ...]:
+    state = ModalState(values["past"], values["state"]) if "state" in values else None
+    parameters = (values["featurizer"], values.get("bias"), *(values[n] for n in ("log_poles", "residues", "skip")))
+    return values["z"], *parameters, state
 
 
-def check(values: dict[str, Tensor]) -> None:
-    """Compare the kernels, all outputs and gradients, with the reference in float64."""
-    got = outputs_and_gradients(values, triton=True)
-    want = outputs_and_gradients(wide(values), triton=False)
-    for name, value in want.items():
-        assert got[name].shape == value.shape
-        assert definitions.relative_error(got[name], value) < TOLERANCE[values["z"].dtype], name
+def check(values: Values) -> None:
+    comparison.check(call, by_reference, values, TOLERANCE[values["z"].dtype])
 
 
 @pytest.mark.parametrize(
@@ -111,11 +88,11 @@ def check(values: dict[str, Tensor]) -> None:
         (1, 1, 4, torch.float32, ()),
         (2, 1, 4, torch.float32, ("bias",)),
         (3, 1, 1, torch.float32, ()),
-        (8, 1, 3, torch.bfloat16, ("past", "modes")),
+        (8, 1, 3, torch.bfloat16, ("past", "state")),
         (9, 1, 4, torch.float32, ()),
         (10, 1, 1, torch.bfloat16, ()),
         (11, 1, 4, torch.float16, ("bias",)),
-        (16, 1, 3, torch.float32, ("past", "modes")),
+        (16, 1, 3, torch.float32, ("past", "state")),
         (19, 1, 3, torch.float32, ()),
         (22, 2, 2, torch.float32, ("bias",)),
     ],
@@ -134,11 +111,11 @@ def test_any_number_of_modes(small: None, modes: int) -> None:
 
 def test_the_output_is_equation_one(small: None) -> None:
     values = inputs(21, B=2)
-    del values["past"], values["modes"]
+    del values["past"], values["state"]
     taps = definitions.modal_filter(values["log_poles"].cpu(), values["residues"].cpu(), 21)
     parts = [values[name].cpu() for name in ("z", "featurizer", "bias")]
     want = definitions.hyena(*parts, taps, values["skip"].cpu())
-    assert definitions.relative_error(call(values, triton=True)[0].cpu(), want) < 1e-6
+    assert definitions.relative_error(call(values)[0].cpu(), want) < 1e-6
 
 
 @settings(max_examples=5, deadline=None)
@@ -147,59 +124,37 @@ def test_pieces_joined_equal_one_pass_with_gradients(cuts: set[int]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         small.__wrapped__(monkeypatch)
         values = inputs(11, D=2, N=1)
-        leaves = {name: value.requires_grad_() for name, value in values.items()}
-        probe = torch.randn(1, 11, 2, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-        results = []
-        for all_cuts in ([], sorted(cuts)):
-            piece, outputs = dict(leaves), []
-            for start, stop in itertools.pairwise([0, *all_cuts, 11]):
-                piece["z"] = leaves["z"][:, start:stop]
-                y, piece["past"], piece["modes"] = call(piece, triton=True)
-                outputs.append(y)
-            joined = torch.cat(outputs, dim=1)
-            loss = (joined * probe).sum() + piece["past"].sum() + piece["modes"].sum()
-            results.append((joined, *torch.autograd.grad(loss, list(leaves.values()))))
-    for one, other in zip(*results, strict=True):
-        assert definitions.relative_error(one, other) < 3e-6
+        whole = outputs_and_gradients(call, values)
+        pieces = outputs_and_gradients(lambda values: in_pieces(call, values, sorted(cuts)), values)
+    for name, value in whole.items():
+        assert definitions.relative_error(pieces[name], value) < 3e-6, name
 
 
 def test_two_runs_give_the_same_bits(small: None) -> None:
-    one, other = (outputs_and_gradients(inputs(13), triton=True) for _ in range(2))
+    one, other = (outputs_and_gradients(call, inputs(13)) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_any_strides(small: None) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(small: None, layout: str) -> None:
     values = inputs(10, B=2)
-    want = call(values, triton=True)
-    for strided in (
-        torch.cat([values["z"], values["z"]], dim=2)[:, :, :9],
-        torch.cat([values["z"], values["z"]], dim=1)[:, :10],
-        values["z"].mT.contiguous().mT,
-        values["z"].transpose(0, 1).contiguous().transpose(0, 1),
-    ):
-        got = call({**values, "z": strided}, triton=True)
-        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    got = call({**values, "z": LAYOUTS[layout](values["z"])})
+    assert all(torch.equal(one, other) for one, other in zip(got, call(values), strict=True))
 
 
 def test_the_state_keeps_no_input_alive(small: None) -> None:
     values = inputs(10)
-    _, past, _ = call(values, triton=True)
+    _, past, _ = call(values)
     assert past.untyped_storage().nbytes() == past.numel() * past.element_size()
 
 
 def test_an_operator_compiles_in_one_graph(small: None) -> None:
-    values = {name: value for name, value in inputs(9, D=2).items() if name not in ("past", "modes")}
+    values = {name: value for name, value in inputs(9, D=2).items() if name not in ("past", "state")}
 
-    def loss(values: dict[str, Tensor]) -> Tensor:
-        y, past, modes = call(values, triton=True)
-        return (y * 2).sum() + past.sin().sum() + modes.sum()
-
-    results = []
-    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-        results.append(torch.autograd.grad(function(leaves), list(leaves.values())))
-    for one, other in zip(*results, strict=True):
-        assert definitions.relative_error(one, other) < 1e-6
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    one, other = (outputs_and_gradients(function, values) for function in (call, compiled))
+    for name, value in one.items():
+        assert definitions.relative_error(other[name], value) < 1e-6, name
 
 
 @pytest.mark.parametrize("F", [1, 3, 4])
@@ -207,8 +162,8 @@ def test_an_operator_compiles_in_one_graph(small: None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_equal_one_pass_and_move_the_state_in_place(F: int, backend: Backend, dtype: torch.dtype) -> None:
     values = inputs(6, B=2, D=5, N=3, F=F, dtype=dtype)
-    want, want_past, want_modes = call(wide(values), triton=False)
-    state = ModalState(values["past"].clone(), values["modes"].clone())
+    want, want_past, want_modes = by_reference(wide(values))
+    state = ModalState(values["past"].clone(), values["state"].clone())
     parameters = [values[name] for name in ("featurizer", "bias", "log_poles", "residues", "skip")]
     for t in range(6):
         y = hyena_li_step(values["z"][:, t], *parameters, state, backend=backend)
@@ -221,12 +176,12 @@ def test_a_thousand_steps_lose_nothing_of_a_slow_pole() -> None:
     values = inputs(1, D=4, N=2)
     values["log_poles"] = torch.full((4, 2), -1e-4, device=DEVICE)
     parameters = [values[name] for name in ("featurizer", "bias", "log_poles", "residues", "skip")]
-    state = ModalState(values["past"], values["modes"])
+    state = ModalState(values["past"], values["state"])
     steps = 300
     for _ in range(steps):
         hyena_li_step(values["z"][:, 0], *parameters, state, backend=Backend.TRITON)
     repeated = inputs(1, D=4, N=2) | {"z": values["z"].repeat(1, steps, 1), "log_poles": values["log_poles"]}
-    assert definitions.relative_error(state.modes_BDN, call(wide(repeated), triton=False)[2]) < 1e-6
+    assert definitions.relative_error(state.modes_BDN, by_reference(wide(repeated))[2]) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -240,7 +195,7 @@ def test_a_thousand_steps_lose_nothing_of_a_slow_pole() -> None:
 def test_what_the_kernels_cannot_run_is_said_and_left_to_the_reference(change: dict[str, object], text: str) -> None:
     values = inputs(4, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=text):
-        call(values, triton=True)
+        call(values)
     y, _ = hyena_li(*(values[n] for n in ("z", "featurizer", "bias", "log_poles", "residues", "skip")))
     assert y.shape == (1, 4, 3)
 
@@ -249,8 +204,8 @@ def test_a_state_that_a_step_cannot_move_in_place_is_said() -> None:
     values = inputs(4)
     parameters = [values[name] for name in ("featurizer", "bias", "log_poles", "residues", "skip")]
     for state, text in [
-        (ModalState(values["past"], values["modes"].mT.contiguous().mT), "the state's tensors are not contiguous"),
-        (ModalState(values["past"].half(), values["modes"]), "the state holds torch.float16 and torch.float32, not"),
+        (ModalState(values["past"], values["state"].mT.contiguous().mT), "the state's tensors are not contiguous"),
+        (ModalState(values["past"].half(), values["state"]), "the state holds torch.float16 and torch.float32, not"),
     ]:
         with pytest.raises(ValueError, match=text):
             hyena_li_step(values["z"][:, 0], *parameters, state, backend=Backend.TRITON)
@@ -266,7 +221,7 @@ GPU_SHAPES = [
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("F", "without"), [(3, ("bias", "past", "modes")), (4, ()), (1, ("bias",))])
+@pytest.mark.parametrize(("F", "without"), [(3, ("bias", "past", "state")), (4, ()), (1, ("bias",))])
 @pytest.mark.parametrize(("L", "B", "D"), GPU_SHAPES)
 def test_gpu_outputs_and_gradients(
     L: int, B: int, D: int, F: int, without: tuple[str, ...], dtype: torch.dtype
@@ -280,7 +235,7 @@ def test_gpu_outputs_and_gradients(
 def test_gpu_every_length_of_segment(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "segment_rows", lambda B, L, D: rows)
     check(inputs(4097, D=64, N=16))
-    one, other = (outputs_and_gradients(inputs(4097, D=64, N=16), triton=True) for _ in range(2))
+    one, other = (outputs_and_gradients(call, inputs(4097, D=64, N=16)) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -289,10 +244,10 @@ def test_gpu_a_million_rows_reach_beyond_32_bits() -> None:
     values = inputs(1, D=4096, N=16, dtype=torch.bfloat16)
     values["z"] = torch.randn(1, 1 << 20, 3 * 4096, device=DEVICE, dtype=torch.bfloat16)
     with torch.no_grad():
-        whole, _, whole_modes = call(values, triton=True)
+        whole, _, whole_modes = call(values)
         head = values | {"z": values["z"][:, :-300]}
-        _, past, modes = call(head, triton=True)
-        tail = values | {"z": values["z"][:, -300:], "past": past, "modes": modes}
-        want, _, want_modes = call(wide(tail), triton=False)
+        _, past, modes = call(head)
+        tail = values | {"z": values["z"][:, -300:], "past": past, "state": modes}
+        want, _, want_modes = by_reference(wide(tail))
     assert definitions.relative_error(whole[:, -300:], want) < TOLERANCE[torch.bfloat16]
     assert definitions.relative_error(whole_modes, want_modes) < 1e-5
