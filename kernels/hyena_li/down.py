@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """The walk down of Hyena-LI's backward: the gradients of k, v and the state.
 
 The featurizer's gradient at a row needs the H rows after it. So the rows that a program owns are H later than those of

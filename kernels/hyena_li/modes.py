@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """What Hyena-LI's kernels share: rows of a projection, the featurizer, and one step of every mode, all in registers."""
 
 # B batch, L length, D width, E = 3D projected channels, S segments, N modes, F featurizer taps, H = F - 1

@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """The walk up of Hyena-LI's backward: the gradients of q, residues, poles and skip.
 
 It recomputes the modes from those before the segment. The featurizer's gradient at a row needs the H rows after it, and
