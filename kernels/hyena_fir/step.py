@@ -23,14 +23,15 @@ def step_inner(
     out_C = w_C * tl.load(taps, mask=mask_C, other=0.0).to(tl.float32)
     for first in range(0, K - 1, U):
         rows = ()
+        weights = ()
         for u in tl.static_range(U):
             there_C = mask_C & (tl.full((C,), first + u, tl.int32) < K - 1)
             rows = rows + (tl.load(inner + (first + u) * D, mask=there_C, other=0.0),)
+            weights = weights + (tl.load(taps + (K - 1 - first - u), mask=there_C, other=0.0),)
         for u in tl.static_range(U):
             row_C = tl.full((C,), first + u, tl.int32)
-            there_C = mask_C & (row_C < K - 1)
-            out_C += rows[u] * tl.load(taps + K - 1 - row_C, mask=there_C, other=0.0).to(tl.float32)
-            tl.store(inner + (first + u - 1) * D, rows[u], mask=there_C & (row_C > 0))
+            out_C += rows[u] * weights[u].to(tl.float32)
+            tl.store(inner + (first + u - 1) * D, rows[u], mask=mask_C & (row_C > 0) & (row_C < K - 1))
     if K > 1:
         tl.store(inner + (K - 2) * D, w_C, mask=mask_C)
     return out_C
