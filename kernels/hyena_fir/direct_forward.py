@@ -5,53 +5,7 @@
 import triton
 import triton.language as tl
 
-from kernels.rows import fir, load_before, load_taps, push
-
-
-@triton.jit
-def place(D: tl.constexpr, C: tl.constexpr):
-    """The channels of this program and which of them exist; the others read the last one's data, and store nothing."""
-    channel = tl.program_id(0) * C + tl.arange(0, C)
-    mask = channel < D
-    if D % C != 0:
-        channel = tl.minimum(channel, D - 1)
-    return channel, mask
-
-
-@triton.jit
-def everywhere(x, like):
-    """A scalar in every lane. Comparisons are made there: Triton's interpreter takes no scalar for a mask."""
-    return tl.full(like.shape, x, tl.int64)
-
-
-@triton.jit
-def feature(newest, past, filter, F: tl.constexpr):
-    """One output of the featurizer; a filter's last entry, beyond its F taps, is the bias if there is one."""
-    out = fir(newest, past, filter, F)
-    if len(filter) > F:
-        out += filter[F]
-    return out
-
-
-@triton.jit
-def load_filters(featurizer, bias, channel, mask, D: tl.constexpr, F: tl.constexpr, BIAS: tl.constexpr):
-    """The featurizer's filters of the three thirds: F taps, and the bias if there is one."""
-    out = ()
-    for third in tl.static_range(3):
-        filter = load_taps(featurizer, channel + third * D, mask, F)
-        if BIAS:
-            filter = filter + (tl.load(bias + channel + third * D, mask=mask, other=0.0),)
-        out = out + (filter,)
-    return out
-
-
-@triton.jit
-def history(z, past, t, stride: tl.constexpr, channel, mask, E: tl.constexpr, F: tl.constexpr):
-    """The F-1 rows of the projection before row t, newest first."""
-    rows = ()
-    for j in tl.static_range(F - 1):
-        rows = rows + (load_before(z, past, everywhere(t - 1 - j, channel), stride, channel, mask, E, F),)
-    return rows
+from kernels.rows import feature, fir, load_filters, load_history, load_taps, place, push
 
 
 @triton.jit
@@ -70,15 +24,14 @@ def gated_history(
 ):
     """The K-1 gated inputs before row t, newest first: computed, or the state at the start of the sequence."""
     w = ()
-    for j in tl.static_range(K - 1):
+    for _ in tl.static_range(K - 1):
         w = w + (tl.zeros(channel.shape, tl.float32),)
     if t == 0:
         for j in tl.static_range(K - 1):
             w = push(tl.load(w_past + j * D + channel, mask=mask, other=0.0), w, K)
     else:
         start = t - (K - 1)
-        k_past = history(z, z_past, start, stride, channel + D, mask, 3 * D, F)
-        v_past = history(z, z_past, start, stride, channel + 2 * D, mask, 3 * D, F)
+        k_past, v_past = load_history(z, z_past, start, stride, channel, mask, D, F, 1, 3)
         for j in tl.static_range(K - 1):
             k = tl.load(z + (start + j) * stride + channel + D, mask=mask, other=0.0).to(tl.float32)
             v = tl.load(z + (start + j) * stride + channel + 2 * D, mask=mask, other=0.0).to(tl.float32)
@@ -104,7 +57,7 @@ def load_rows(p, stride: tl.constexpr, D: tl.constexpr, U: tl.constexpr):
 
 @triton.jit
 def row_forward(q, k, v, past, w_past, filters, inner, F: tl.constexpr, K: tl.constexpr):
-    """One row: y, the gated input, and the histories for the next."""
+    """One row: y, and the histories for the next."""
     q = q.to(tl.float32)
     k = k.to(tl.float32)
     v = v.to(tl.float32)
@@ -112,7 +65,7 @@ def row_forward(q, k, v, past, w_past, filters, inner, F: tl.constexpr, K: tl.co
     c = fir(w, w_past, inner, K)
     y = feature(q, past[0], filters[0], F) * c
     past = (push(q, past[0], F), push(k, past[1], F), push(v, past[2], F))
-    return y, w, past, push(w, w_past, K)
+    return y, past, push(w, w_past, K)
 
 
 @triton.jit(do_not_specialize=["L", "rows"])
@@ -155,11 +108,7 @@ def direct_forward(
     t = tl.program_id(1).to(tl.int64) * rows
     stop = tl.minimum(t + rows, L)
     w = gated_history(z, z_past, w_past, t, stride, channel, mask, filters, D, F, K)
-    past = (
-        history(z, z_past, t, stride, channel, mask, 3 * D, F),
-        history(z, z_past, t, stride, channel + D, mask, 3 * D, F),
-        history(z, z_past, t, stride, channel + 2 * D, mask, 3 * D, F),
-    )
+    past = load_history(z, z_past, t, stride, channel, mask, D, F)
     whole = (stop - t) // U
     p = z + t * stride + channel
     out = y + t * D + channel
@@ -171,13 +120,13 @@ def direct_forward(
             ahead = p - (i + 1 >= whole).to(tl.int32) * (U * stride)
             q_next, k_next, v_next = load_rows(ahead, stride, D, U)
             for u in tl.static_range(U):
-                y_row, w_row, past, w = row_forward(q[u], k[u], v[u], past, w, filters, inner, F, K)
+                y_row, past, w = row_forward(q[u], k[u], v[u], past, w, filters, inner, F, K)
                 tl.store(out + u * D, y_row.to(y.dtype.element_ty), mask=mask)
             q, k, v = q_next, k_next, v_next
             out += U * D
-    for i in range(whole * U, stop - t):
+    for _ in range(whole * U, stop - t):
         q1, k1, v1 = load_rows(p, stride, D, 1)
-        y_row, w_row, past, w = row_forward(q1[0], k1[0], v1[0], past, w, filters, inner, F, K)
+        y_row, past, w = row_forward(q1[0], k1[0], v1[0], past, w, filters, inner, F, K)
         tl.store(out, y_row.to(y.dtype.element_ty), mask=mask)
         p += stride
         out += D

@@ -1,8 +1,8 @@
 """How Hyena-MR's kernels lay sequences out for tensor cores.
 
 A program of one warp owns 32 columns; a thread walks down one column, 16 rows at a time. A column is one channel in one
-segment of the rows. Columns that share a filter form a tile: the product of its 16 rows and a 16 x 16 Toeplitz matrix is
-the block's part of the convolution. Registers hold the operands of the blocks before, so nothing is read twice.
+segment of the rows. Columns that share a filter form a tile: the product of its 16 rows and a 16 x 16 Toeplitz matrix
+is the block's part of the convolution. Registers hold the operands of the blocks before, so nothing is read twice.
 """
 
 # TILES tiles a program; a tile has CHANNELS channels (a power of two, at most 16) in SEGMENTS segments of SEGMENT rows
