@@ -2,15 +2,18 @@
 
 # B batch, L length, D width, V vocabulary
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import Backend
 from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.initialize import initialize
 from sh2.layers import GatedMLP, RMSNorm, linear
-from sh2.mixers import MIXERS, HyenaSE, MixerState
+from sh2.mixers import MIXERS, Hyena, HyenaSE, MixerState
 from sh2.state import BlockState, ModelState, reset
 
 
@@ -62,6 +65,28 @@ class StripedHyena2(nn.Module):
         if not self.embedding.weight.is_meta:
             initialize(self, config, seed)
 
+    def use_backend(self, backend: str) -> Self:
+        """Choose what runs the hyena operators; call it when the model is where and in the dtype that it will run.
+
+        Args:
+            backend: `auto` takes the Triton kernels on a GPU where they can run, and plain torch elsewhere; `triton`
+                and `reference` (plain torch) take nothing else. No configuration or checkpoint keeps it.
+
+        Raises:
+            Sh2Error: there is no such backend, or the Triton kernels cannot run this model here.
+        """
+        if backend not in list(Backend):
+            raise Sh2Error(f"unknown backend `{backend}`").hint(f"use {', '.join(Backend)}")
+        chosen = Backend(backend)
+        mixers = [module for module in self.modules() if isinstance(module, Hyena)]
+        if chosen is Backend.TRITON:
+            # mixers of a kind are alike: one answers for all
+            for mixer in {type(mixer): mixer for mixer in mixers}.values():
+                mixer.check_backend(chosen)
+        for mixer in mixers:
+            mixer.backend = chosen
+        return self
+
     def forward(
         self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
@@ -106,11 +131,11 @@ class StripedHyena2(nn.Module):
             raise Sh2Error(f"token ids must be a tensor [batch, length] with neither empty, not {shape}")
         if ids_BL.dtype.is_floating_point or ids_BL.dtype.is_complex or ids_BL.dtype is torch.bool:
             raise Sh2Error(f"token ids must be whole numbers, not {ids_BL.dtype}")
-        # on an accelerator, looking at the values would make every call wait for it
-        if ids_BL.device.type == "cpu" and not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < self.config.vocab_size:
-            raise Sh2Error(
-                f"token ids must lie in 0..{self.config.vocab_size - 1}, not {int(ids_BL.min())}..{int(ids_BL.max())}"
-            )
+        # on an accelerator, looking at the values would make every call wait for it; a compiled graph has none yet
+        if ids_BL.device.type == "cpu" and not torch.compiler.is_compiling():
+            least, most = int(ids_BL.min()), int(ids_BL.max())
+            if not 0 <= least <= most < self.config.vocab_size:
+                raise Sh2Error(f"token ids must lie in 0..{self.config.vocab_size - 1}, not {least}..{most}")
         if state is not None and (rows := state[0].mixer[0].shape[0]) != ids_BL.shape[0]:
             raise Sh2Error(f"the state belongs to {rows} sequences, the token ids to {ids_BL.shape[0]}")
 

@@ -5,7 +5,7 @@ from torch import nn
 from kernels import FirState, ModalState
 from sh2.config import MixerKind
 from sh2.mixers.attention import Attention, AttentionState
-from sh2.mixers.hyena import HyenaLI, HyenaMR, HyenaSE
+from sh2.mixers.hyena import Hyena, HyenaLI, HyenaMR, HyenaSE
 
 MixerState = FirState | ModalState | AttentionState
 
@@ -21,6 +21,7 @@ __all__ = [
     "Attention",
     "AttentionState",
     "FirState",
+    "Hyena",
     "HyenaLI",
     "HyenaMR",
     "HyenaSE",

@@ -2,6 +2,7 @@
 
 # B batch, L new tokens, T tokens seen before, S = T+L, D width, H heads, J key-value heads, C channels a head
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,10 +91,12 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
     q_BHLC, k_BJSC = (tensor.to(v_BSJC.dtype).transpose(1, 2) for tensor in (q_BLHC, k_BSJC))
     v_BJSC = v_BSJC.transpose(1, 2)
     grouped = q_BHLC.shape[1] != k_BJSC.shape[1]
-    if begin_B is None and L in (1, S):
-        causal = L > 1
-        y_BHLC = F.scaled_dot_product_attention(q_BHLC, k_BJSC, v_BJSC, is_causal=causal, enable_gqa=grouped)
-        return y_BHLC.transpose(1, 2)
+    whole = partial(F.scaled_dot_product_attention, q_BHLC, k_BJSC, v_BJSC, enable_gqa=grouped)
+    # two branches, each with a constant: compiled for any length, `is_causal=L > 1` would be a symbol
+    if begin_B is None and L == 1:
+        return whole().transpose(1, 2)
+    if begin_B is None and L == S:
+        return whole(is_causal=True).transpose(1, 2)
     # a mask has as many entries as queries times keys: with a long past, a few queries at a time
     rows = 1 if begin_B is None else len(begin_B)
     step = max(1, _MASK_ENTRIES // (rows * S))
