@@ -138,9 +138,10 @@ def _announce(run: RunConfig, data: "RunData", parameters: int, resumed_at: int 
     train = run.train
     valid = f"{len(data.valid):,} for validation" if data.valid is not None else "none for validation"
     say(f"data: {data.store.path}, {len(data.train):,} windows of {train.length:,} bp an epoch, {valid}")
+    compiled = ", compiled as it starts" if train.compile else ""
     say(
         f"model: {parameters / 1e6:,.1f}M parameters, layout {run.model.layout}, {train.precision} on {train.device}, "
-        f"{train.threads} threads; {train.windows_per_step * train.length:,} tokens a step"
+        f"{train.threads} threads{compiled}; {train.windows_per_step * train.length:,} tokens a step"
     )
     segments = data.store.segments(Split.TRAIN)
     bases = int((segments["end"] - segments["start"]).sum())

@@ -56,6 +56,8 @@ ReverseComplement = Annotated[
 ]
 Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
 Threads = Annotated[int | None, _flag("--threads", "CPU threads. [as many as torch finds]")]
+Backend = Annotated[str | None, _flag("--backend", "auto, triton or reference, as in `evo score`. [auto]")]
+Compile = Annotated[bool | None, _flag("--compile/--no-compile", "Start slower, by torch.compile, to run faster. [no]")]
 
 
 def train(
@@ -88,6 +90,8 @@ def train(
     log_every: LogEvery = None,
     device: Device = None,
     threads: Threads = None,
+    backend: Backend = None,
+    compile: Compile = None,
     tensorboard: TensorBoardFlag = False,
 ) -> None:
     """Train a model on DNA: the model is RUN/model, the curve RUN/loss.png.

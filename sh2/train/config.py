@@ -76,6 +76,10 @@ class TrainConfig:
     """`cpu`, `cuda` or `cuda:N`."""
     threads: int = 0
     """CPU threads, 0 for as many as torch finds; results are bit-equal only for the same number."""
+    backend: str = "auto"
+    """What runs the hyena operators, as for `StripedHyena2.use_backend`: `auto`, `triton` or `reference`."""
+    compile: bool = False
+    """Compile the blocks and the loss by torch.compile: a minute or so at the start, for faster steps."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "accumulation", "keep_last", "log_every")
@@ -92,7 +96,10 @@ class TrainConfig:
                 raise Sh2Error(f"train field `{name}` must lie between 0 and 1, not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Sh2Error(f"train field `betas` must lie in [0, 1), not {list(self.betas)}")
-
+        if self.compile and self.reset_documents:
+            raise Sh2Error("train fields `compile` and `reset_documents` cannot both be true").hint(
+                "what is compiled has one length, and documents cut windows into pieces of any: turn one of them off"
+            )
         if self.threads > _MOST_THREADS:
             raise Sh2Error(f"train field `threads` must be at most {_MOST_THREADS}, not {self.threads}")
 
@@ -163,7 +170,9 @@ def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:
     raise error.hint(f"known fields: {', '.join(known)}")
 
 
-MAY_CHANGE = frozenset({"save_every", "keep_last", "log_every", "device", "threads"})
+ROUNDING = ("threads", "device", "backend", "compile")
+"""Fields that decide in which order sums are taken, and so the last bits of a run's numbers."""
+MAY_CHANGE = frozenset({"save_every", "keep_last", "log_every", *ROUNDING})
 """Fields that a resumed run may change: they decide neither the weights (up to rounding) nor the metrics written."""
 
 

@@ -7,7 +7,7 @@ the machine: a run that was killed at any moment and resumed from its last check
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.train.checkpoints import Best, Checkpoints, Progress, remove_leftovers
 from sh2.train.clock import Clock
-from sh2.train.config import TrainConfig, check_unchanged
+from sh2.train.compilation import compile_blocks, many_graphs
+from sh2.train.config import ROUNDING, TrainConfig, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loss import NATS_TO_BITS
 from sh2.train.optimizer import build_optimizer
@@ -79,13 +80,15 @@ class Trainer:
         `data_identity` is compared on resume: a checksum of the data. `valid` None is a run without validation.
 
         Raises:
-            Sh2Error: the training data has no window.
+            Sh2Error: the training data has no window, or the backend or the compiler cannot run the model here.
         """
         if not len(train):
             raise Sh2Error(f"the training data holds no window of {config.length + 1} tokens").hint(
                 "lower `--length`, or give longer sequences"
             )
-        self._model = model
+        self._model = model.use_backend(config.backend)
+        if config.compile:
+            compile_blocks(model)
         self._config = config
         self._folder = folder
         self._train = train
@@ -126,7 +129,8 @@ class Trainer:
         Raises:
             Sh2Error: the loss or the gradient is not finite; nothing is saved after the last good checkpoint.
         """
-        with _reproducible(self._config), self._writing():
+        graphs = many_graphs() if self._config.compile else nullcontext()
+        with _reproducible(self._config), graphs, self._writing():
             self._clock.begin(self._step)
             while self._step < self._config.steps and not should_stop():
                 self._step += 1
@@ -246,9 +250,9 @@ class Trainer:
         check_unchanged("train", saved.config, self._config.to_dict())
         check_unchanged("model", saved.model, self._model.config.to_dict())
         check_unchanged("data", {"checksum": saved.data}, {"checksum": self._data_identity})
+        began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
         for what, before, now in (
-            ("threads", saved.config["threads"], self._config.threads),
-            ("device", saved.config["device"], self._config.device),
+            *((name, getattr(began, name), getattr(self._config, name)) for name in ROUNDING),
             ("torch", saved.torch, torch.__version__),
             ("evo", saved.evo, evo_version()),
         ):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sh2.train.compilation import compiled_loss_sums
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.loss import LossSums, loss_sums
 
@@ -48,7 +49,8 @@ def micro_batch_sums(
     starts_BL = _to_device(batch.document_starts[rows, :-1], device) if config.reset_documents else None
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision is Precision.BF16):
         logits_BLV, _ = model(tokens_BL[:, :-1], document_starts_BL=starts_BL)
-    return loss_sums(logits_BLV, tokens_BL[:, 1:], _to_device(batch.weights[rows], device))
+    sums = compiled_loss_sums if config.compile else loss_sums
+    return sums(logits_BLV, tokens_BL[:, 1:], _to_device(batch.weights[rows], device))
 
 
 def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -1,0 +1,51 @@
+"""Compiling a model for training. Knows nothing of data or of how a step is made.
+
+Block by block, not the model as a whole: blocks of a kind share a graph, so that 32 layers start as fast as 4, and what
+training wraps around a block stays outside of the graphs. Parameters keep their names; nothing that is saved changes.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.train.loss import LossSums, loss_sums
+
+BACKEND = "inductor"  # of torch.compile
+# kinds of blocks, times batches of training and validation, each with its own size; torch expects fewer of one function
+_MOST_GRAPHS = 64
+
+
+def compile_blocks(model: StripedHyena2) -> None:
+    """Let every block, and the last norm, run as one graph without breaks, made when it first meets a size.
+
+    Raises:
+        Sh2Error: torch.compile does not work on this machine, for the model's device.
+    """
+    try:
+        torch.compile(torch.neg, backend=BACKEND)(model.embedding.weight.new_zeros(1))
+    except torch._dynamo.exc.TorchDynamoException as error:
+        cause = error.inner_exception if isinstance(error, torch._dynamo.exc.BackendCompilerFailed) else error
+        reason = str(cause).strip().split("\n")[0]
+        raise Sh2Error(f"torch.compile does not work here: {reason}").hint("train with `--no-compile`") from None
+    for module in (*model.blocks, model.norm):
+        module.compile(fullgraph=True, dynamic=False, backend=BACKEND)
+
+
+def compiled_loss_sums(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:
+    """`loss_sums` as one graph."""
+    return _compiled_loss_sums(BACKEND)(logits_BLV, targets_BL, weights_BL)
+
+
+@cache
+def _compiled_loss_sums(backend: str) -> Callable[[Tensor, Tensor, Tensor], LossSums]:
+    return torch.compile(loss_sums, fullgraph=True, dynamic=False, backend=backend)
+
+
+def many_graphs() -> AbstractContextManager[None]:
+    """Within this, one function may have as many graphs as the blocks of a model have kinds and sizes."""
+    return torch.compiler.config.patch(recompile_limit=_MOST_GRAPHS)  # type: ignore[attr-defined]
