@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -88,10 +88,43 @@ def _kernels_package() -> Iterator[Finding]:
 
 
 def _triton() -> Iterator[Finding]:
+    import torch
+
     try:
-        yield Finding(level=Level.OK, subject="triton", text=importlib.metadata.version("triton"))
+        version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         yield Finding(level=Level.NOTE, subject="triton", text="not installed: operators run in plain torch")
+        return
+    if not torch.cuda.is_available():
+        text = f"{version}; its kernels need an NVIDIA GPU: operators run in plain torch"
+        yield Finding(level=Level.NOTE, subject="triton", text=text)
+    elif reason := kernels_failure("cuda"):
+        yield Finding(
+            level=Level.PROBLEM,
+            subject="triton",
+            text=f"{version}; its kernels fail on the GPU: {reason}",
+            mend="install gcc and Python's headers if they are missing, or use --backend reference",
+        )
+    else:
+        yield Finding(level=Level.OK, subject="triton", text=f"{version}; its kernels run on the GPU")
+
+
+def kernels_failure(device: str) -> str | None:
+    """Run a small model on the Triton kernels; say what went wrong, None if nothing did."""
+    import torch
+
+    from sh2.model import StripedHyena2
+    from sh2.presets import preset
+
+    model = StripedHyena2(replace(preset("debug"), layout="SML")).to(device)
+    try:
+        with torch.inference_mode():
+            model.use_backend("triton")(torch.zeros(1, 8, dtype=torch.int64, device=device))
+            if model.embedding.weight.is_cuda:
+                torch.cuda.synchronize()
+    except Exception as error:  # whatever it is, it is the finding
+        return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    return None
 
 
 def _gpus() -> Iterator[Finding]:

@@ -20,6 +20,14 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class BackendName(StrEnum):
+    """What runs the hyena operators."""
+
+    AUTO = "auto"
+    TRITON = "triton"
+    REFERENCE = "reference"
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -31,6 +39,10 @@ DeviceOption = Annotated[
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="auto keeps the file's own on a GPU and takes fp32 on a CPU.")
+]
+BackendOption = Annotated[
+    BackendName,
+    typer.Option("--backend", help="auto takes the Triton kernels on a GPU where they run; reference is plain torch."),
 ]
 
 
@@ -44,11 +56,11 @@ def warn(message: str) -> None:
     typer.secho(f"warning: {message}", fg="yellow", err=True)
 
 
-def load_model(name: str, device: str, precision: Precision) -> "StripedHyena2":
+def load_model(name: str, device: str, precision: Precision, backend: BackendName) -> "StripedHyena2":
     """Load a model for inference.
 
     Raises:
-        Sh2Error: the model cannot be read, or the device is not there.
+        Sh2Error: the model cannot be read, the device is not there, or the backend cannot run the model on it.
     """
     import torch
 
@@ -58,7 +70,7 @@ def load_model(name: str, device: str, precision: Precision) -> "StripedHyena2":
     dtype = {Precision.AUTO: torch.float32 if where == "cpu" else None, Precision.BF16: torch.bfloat16}.get(
         precision, torch.float32
     )
-    model = sh2.load(name, device=where, dtype=dtype).eval()
+    model = sh2.load(name, device=where, dtype=dtype).use_backend(backend)
     count = sum(parameter.numel() for parameter in model.parameters())
     dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
     say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {where}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import DeviceOption
+from evo_cli.inference import BackendName, BackendOption, DeviceOption
 
 if TYPE_CHECKING:
     from sh2.bench.cases import Case
@@ -21,14 +21,6 @@ bench = typer.Typer(
 @bench.callback()
 def main() -> None:
     """Time this machine, against its own limits."""
-
-
-class BackendName(StrEnum):
-    """What runs our operators."""
-
-    AUTO = "auto"
-    TRITON = "triton"
-    REFERENCE = "reference"
 
 
 class DtypeName(StrEnum):
@@ -58,9 +50,7 @@ def ops(
         int, typer.Option("--channels-per-group", min=1, help="Channels that share a filter in SE and MR.")
     ] = 16,
     dtype: Annotated[DtypeName, typer.Option("--dtype", help="auto is bf16 on a GPU, fp32 on a CPU.")] = DtypeName.AUTO,
-    backend: Annotated[
-        BackendName, typer.Option("--backend", help="auto takes the Triton kernels where they run.")
-    ] = BackendName.AUTO,
+    backend: BackendOption = BackendName.AUTO,
     forward_only: Annotated[bool, typer.Option("--forward-only", help="Leave out the backward.")] = False,
     peers: Annotated[
         str, typer.Option("--peers", help="Other implementations beside ours: all, or names joined by commas.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,7 @@ def perplexity(
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
 ) -> None:
     """Print a model's bits per base on a split of a store, as TSV.
 
@@ -61,7 +62,7 @@ def perplexity(
     with TokenStore(store) as opened:
         stretches = list(_stretches(opened, split))
         _check_bases(opened, split, stretches)
-        loaded = load_model(model, device, precision)
+        loaded = load_model(model, device, precision, backend)
         window = context or loaded.config.context
         step = stride or max(1, window // 2)
         total, bases, read = 0.0, 0, 0

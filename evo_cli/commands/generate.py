@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
 
 
 class Alphabet(StrEnum):
@@ -36,6 +36,7 @@ def generate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="FASTA file; stdout if not given.")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
 ) -> None:
     """Generate sequences that continue prompts, as FASTA.
 
@@ -83,7 +84,7 @@ def generate(
         samples=samples,
         seed=seed,
     )
-    loaded = load_model(model, device, precision)
+    loaded = load_model(model, device, precision, backend)
     with open_output(output) as stream, counter("generate", total=length * samples * len(texts)) as advance:
         for result in generate_each(loaded, texts, options, advance):
             text = decode(result.ids)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +52,7 @@ def score(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")] = 65536,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
 ) -> None:
     """Score sequences, or variants against a reference, as TSV.
 
@@ -72,12 +73,15 @@ def score(
       evo score variants.vcf.gz --reference genome.fa --model run/model -o deltas.tsv
       evo score genome.fa --model run/model --context 8192 --per-base bases.tsv
     """
+    from functools import partial
+
     from evo_cli.inference import load_model
     from evo_cli.output import check_outputs
 
     if reference is None and input.lower().endswith(_VARIANT_SUFFIXES):
         raise typer.BadParameter(f"{input} holds variants: give the genome they lie on", param_hint="--reference")
     check_outputs([output, per_base], [input, reference])
+    load = partial(load_model, model, device, precision, backend)
     if reference is None:
         from evo_cli.sequence_scores import SequenceOptions
 
@@ -88,7 +92,7 @@ def score(
             context=context,
             max_tokens=max_tokens,
         )
-        sequences(input, lambda: load_model(model, device, precision), options, output=output, per_base=per_base)
+        sequences(input, load, options, output=output, per_base=per_base)
         return
     if per_base is not None or context is not None or prepend_eod or keep_case:
         raise typer.BadParameter(
@@ -97,7 +101,7 @@ def score(
     variants(
         input,
         reference,
-        lambda: load_model(model, device, precision),
+        load,
         output=output,
         window=window,
         both_strands=strand is Strand.BOTH,

@@ -1,6 +1,7 @@
 """The command line as a whole: help, start-up, errors, exit codes, models, doctor."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from data.prepare import PrepareOptions, prepare
+from evo_cli.checkup import kernels_failure
+from sh2.model import StripedHyena2
 from sh2.presets import PRESETS
 from tests.evo_cli.cli import evo, rows
 
@@ -77,6 +82,30 @@ def test_a_wrong_device_is_named_with_the_way_out(tmp_path: Path, model_folder: 
     assert "hint: run `evo doctor`, or use --device cpu" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["score", "generate", "eval perplexity", "train"])
+def test_triton_on_a_cpu_is_refused_with_the_reason(
+    tmp_path: Path, model_folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # under it the kernels would run, slowly
+    fasta = tmp_path / "a.fa"
+    fasta.write_text(">a\n" + "ACGTTGCATT" * 300 + "\n")
+    words: dict[str, tuple[object, ...]] = {
+        "score": (fasta, "--model", model_folder),
+        "generate": ("--model", model_folder, "--prompt", "A"),
+        "eval perplexity": (tmp_path / "a.h5", "--model", model_folder, "--split", "train"),
+        "train": (fasta, "--preset", "debug", "--steps", 1, "-o", tmp_path / "run"),
+    }
+    if command == "eval perplexity":
+        prepare([fasta], tmp_path / "a.h5", PrepareOptions())
+    result = evo(*command.split(), *words[command], "--device", "cpu", "--backend", "triton")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-2:] == [
+        "error: hyena_fir: the Triton kernels cannot run here: the tensors are on the CPU",
+        "hint: the backend `auto` takes plain torch where the kernels cannot run; `evo doctor` shows what is there",
+    ]
+
+
 def test_models_lists_every_preset() -> None:
     result = evo("models", "--layout")
     table = {row["name"]: row for row in rows(result.stdout)}
@@ -92,6 +121,10 @@ def test_doctor_finds_this_machine_in_order() -> None:
     assert result.returncode == 0, result.stdout
     found = {line.split("\t")[1]: line.split("\t")[0] for line in result.stdout.splitlines()}
     assert found["python"] == found["torch"] == found["cpu"] == "ok"
+    if not torch.cuda.is_available():
+        assert re.search(
+            r"note\ttriton\t\S+; its kernels need an NVIDIA GPU: operators run in plain torch", result.stdout
+        )
     assert "no problems found" in result.stderr
 
 
@@ -118,6 +151,17 @@ def test_doctor_tells_a_hidden_gpu_from_one_that_torch_cannot_use(
     )
     assert result.returncode == code
     assert finding in result.stdout
+
+
+def test_doctor_says_why_kernels_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        assert kernels_failure("cpu") is None  # Triton interprets them: tests/conftest.py
+
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(StripedHyena2, "forward", no_compiler)
+    assert kernels_failure("cpu") == "RuntimeError: Failed to find C compiler."
 
 
 def test_doctor_finds_the_other_package_called_kernels(tmp_path: Path) -> None:

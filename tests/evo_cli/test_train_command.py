@@ -141,6 +141,16 @@ def test_a_resumed_run_takes_what_it_was_told_first_and_may_log_otherwise(evo, f
         (["bases.fa", "--preset", "nano", "--steps", 1, "--length", 1], "`length` must be at least 2, not 1", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--precision", "fp8"], "must be `bf16` or `fp32`", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--device", "tpu9"], "unknown device `tpu9`", None),
+        (
+            ["bases.fa", "--preset", "debug", "--steps", 1, "--device", "cpu", "--backend", "cuda"],
+            "unknown backend `cuda`",
+            "use auto, triton, reference",
+        ),
+        (
+            ["bases.fa", "--preset", "debug", "--steps", 1, "--compile", "--reset-documents"],
+            "train fields `compile` and `reset_documents` cannot both be true",
+            "what is compiled has one length",
+        ),
         (["--resume"], "run holds no run to go on with", "check the folder's name"),
         (
             ["bases.fa", "--preset", "evo2_40b", "--steps", 1],
