@@ -10,8 +10,8 @@ then, for they wait for the gradients of K-1 later outputs. Rows that late are r
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.direct_forward import everywhere, feature, gated_history, history, load_filters, place
-from kernels.rows import fir, load_taps, push
+from kernels.hyena_fir.direct_forward import gated_history
+from kernels.rows import everywhere, feature, fir, load_filters, load_history, load_taps, place, push
 
 
 @triton.jit
@@ -159,11 +159,7 @@ def direct_backward(
     t = tl.program_id(1).to(tl.int64) * rows
     stop = tl.minimum(t + rows, L)
     w = gated_history(z, z_past, w_past, t, stride, channel, mask, filters, D, F, K)
-    past = (
-        history(z, z_past, t, stride, channel, mask, 3 * D, F),
-        history(z, z_past, t, stride, channel + D, mask, 3 * D, F),
-        history(z, z_past, t, stride, channel + 2 * D, mask, 3 * D, F),
-    )
+    past = load_history(z, z_past, t, stride, channel, mask, D, F)
     k_late, v_late = past[1], past[2]
     dc = zeros(K - 1, channel)
     dq = zeros(F - 1, channel)

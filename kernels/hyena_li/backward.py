@@ -15,24 +15,9 @@ from torch import Tensor
 
 from kernels.hyena_li.down import down_kernel
 from kernels.hyena_li.forward import decay_rates, fitted
-from kernels.hyena_li.modes import (
-    advance,
-    everywhere,
-    feature,
-    load_filters,
-    load_history,
-    load_rows,
-    load_thirds,
-    narrow,
-    nonzero,
-    pick,
-    place,
-    store_modes,
-    widen,
-    zeros,
-)
+from kernels.hyena_li.modes import advance, load_rows, load_thirds, narrow, nonzero, pick, store_modes, widen, zeros
 from kernels.hyena_li.up import up_kernel
-from kernels.rows import load_taps
+from kernels.rows import everywhere, feature, load_filters, load_history, load_taps, place
 
 # channels and warps a program, rows a group
 ADJOINTS = {"C": 32, "num_warps": 1, "U": 8}
@@ -54,15 +39,15 @@ def adjoints_kernel(
     top = tl.minimum(low + ROWS, L)
     count = tl.maximum(top - low, 0).to(tl.int32)
     whole = count - count % U
-    window = load_history(z, past, top, stride, channel_C, mask_C, D, 0, 1, F)
-    filters = load_filters(taps, bias, channel_C, mask_C, D, 0, 1, F, BIAS)
+    window = load_history(z, past, top, stride, channel_C, mask_C, D, F, 0, 1)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS, 0, 1)
     rates = load_taps(rates, channel_C, mask_C, N)
     adjoints = zeros(C, N)
     p = z + (top - F) * stride + channel_C
     dy += (batch * L + top - 1) * D + channel_C
     for r in range(whole, count):
         full = widen(window, pick(load_thirds(p, count - r, stride, D, 0, 1, 1), 0, 1), 1)
-        x_C = tl.load(dy).to(tl.float32) * feature(full[0][0], full[0][1:], filters[0], F, BIAS)
+        x_C = tl.load(dy).to(tl.float32) * feature(full[0][0], full[0][1:], filters[0], F)
         adjoints = advance(adjoints, x_C, rates, N, PRECISE)
         window = narrow(full, 1)
         p -= stride
@@ -74,7 +59,7 @@ def adjoints_kernel(
         ahead, dy_ahead = load_thirds(p, whole - U - r, -stride, D, 0, 1, U), load_rows(dy, whole - U - r, -D, U)
         for u in tl.static_range(U):
             full = widen(window, pick(rows, u, 1), 1)
-            x_C = dys[u].to(tl.float32) * feature(full[0][0], full[0][1:], filters[0], F, BIAS)
+            x_C = dys[u].to(tl.float32) * feature(full[0][0], full[0][1:], filters[0], F)
             adjoints = advance(adjoints, x_C, rates, N, PRECISE)
             window = narrow(full, 1)
         rows, dys = ahead, dy_ahead

@@ -13,25 +13,20 @@ import triton.language as tl
 from kernels.hyena_li.modes import (
     advance,
     decayed,
-    everywhere,
-    feature,
     gather,
-    load_filters,
-    load_history,
     load_modes,
     load_rows,
     load_thirds,
     narrow,
     nonzero,
     pick,
-    place,
     push_all,
     store_modes,
     weigh,
     widen,
     zeros,
 )
-from kernels.rows import load_before, load_taps
+from kernels.rows import everywhere, feature, fir, load_before, load_filters, load_history, load_taps, place
 
 
 @triton.jit
@@ -45,14 +40,14 @@ def down_row(
         The gradients of z's k and v at this row, and what is carried to the row before.
     """
     full = widen(window, oldest, 3)
-    q_C = feature(full[0][0], full[0][1:], filters[0], F, BIAS)
-    k_C = feature(full[1][0], full[1][1:], filters[1], F, BIAS)
-    v_C = feature(full[2][0], full[2][1:], filters[2], F, BIAS)
+    q_C = feature(full[0][0], full[0][1:], filters[0], F)
+    k_C = feature(full[1][0], full[1][1:], filters[1], F)
+    v_C = feature(full[2][0], full[2][1:], filters[2], F)
     x_C = dy_C * q_C
     adjoints = advance(adjoints, x_C, rates, N, PRECISE)
     dw_C = weigh(adjoints, residues, skip_C * x_C, N)
     new = (dw_C * v_C, dw_C * k_C)
-    dz = (feature(new[0], later[0], filters[1], F, False), feature(new[1], later[1], filters[2], F, False))
+    dz = (fir(new[0], later[0], filters[1], F), fir(new[1], later[1], filters[2], F))
     sums = (gather(sums[0], new[0], full[1], F, BIAS), gather(sums[1], new[1], full[2], F, BIAS))
     return dz, narrow(full, 3), push_all(new, later, 2, F), adjoints, sums
 
@@ -108,8 +103,8 @@ def store_beginning(dpast, dmodes, later, adjoints, filters, rates, residues, ma
     nothing = zeros(mask_C.shape[0], 2)
     for j in tl.static_range(1, F):
         gradients = (
-            feature(nothing[0], later[0], filters[1], F, False),
-            feature(nothing[1], later[1], filters[2], F, False),
+            fir(nothing[0], later[0], filters[1], F),
+            fir(nothing[1], later[1], filters[2], F),
         )
         store_down(dpast + (F - 1 - j) * 3 * D, gradients, mask_C, D)
         later = push_all(nothing, later, 2, F)
@@ -134,10 +129,10 @@ def down_kernel(
     high = low + ROWS
     top = tl.minimum(high + F - 1, L)
     whole = tl.minimum(tl.maximum(L - 1 - low, 0) // U * U, ROWS).to(tl.int32)  # never the last row of all
-    window = load_history(z, past, top, stride, channel_C, mask_C, D, 0, 3, F)
+    window = load_history(z, past, top, stride, channel_C, mask_C, D, F)
     later = (zeros(C, F - 1), zeros(C, F - 1))
     sums = (zeros(C, F + BIAS), zeros(C, F + BIAS))
-    filters = load_filters(taps, bias, channel_C, mask_C, D, 0, 3, F, BIAS)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS)
     rates, residues = load_taps(rates, channel_C, mask_C, N), nonzero(load_taps(residues, channel_C, mask_C, N), N)
     skip_C = tl.load(skip + channel_C, mask=mask_C, other=0.0)
     adjoints = load_modes(after + (batch * tl.num_programs(1) + segment) * N * D + channel_C, mask_C, D, N)

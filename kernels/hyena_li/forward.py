@@ -12,22 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.hyena_li.modes import (
-    advance,
-    everywhere,
-    feature,
-    load_filters,
-    load_history,
-    load_modes,
-    load_thirds,
-    pick,
-    place,
-    push_all,
-    store_modes,
-    weigh,
-    zeros,
-)
-from kernels.rows import load_taps
+from kernels.hyena_li.modes import advance, load_modes, load_thirds, pick, push_all, store_modes, weigh, zeros
+from kernels.rows import everywhere, feature, load_filters, load_history, load_taps, place
 
 # channels and warps a program, rows a group
 STATES = {"C": 64, "num_warps": 1, "U": 8}
@@ -45,8 +31,8 @@ def states_kernel(
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
     t = segment * ROWS
-    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, 1, 3, F)
-    filters = load_filters(taps, bias, channel_C, mask_C, D, 1, 3, F, BIAS)
+    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F, 1, 3)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS, 1, 3)
     rates = load_taps(rates, channel_C, mask_C, N)
     modes = zeros(C, N)
     p = z + t * stride + channel_C
@@ -56,7 +42,7 @@ def states_kernel(
         ahead = load_thirds(p, ROWS - U - r, stride, D, 1, 3, U)
         for u in tl.static_range(U):
             new = pick(rows, u, 2)
-            w_C = feature(new[0], history[0], filters[0], F, BIAS) * feature(new[1], history[1], filters[1], F, BIAS)
+            w_C = feature(new[0], history[0], filters[0], F) * feature(new[1], history[1], filters[1], F)
             modes = advance(modes, w_C, rates, N, PRECISE)
             history = push_all(new, history, 2, F)
         rows = ahead
@@ -89,11 +75,11 @@ def carry_kernel(
 
 
 @triton.jit
-def output(rows, u: tl.constexpr, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE):
+def output(rows, u: tl.constexpr, history, filters, modes, rates, residues, skip_C, F, N, PRECISE):
     """One row: the output, and history and modes after it."""
     new = pick(rows, u, 3)
-    q_C = feature(new[0], history[0], filters[0], F, BIAS)
-    w_C = feature(new[1], history[1], filters[1], F, BIAS) * feature(new[2], history[2], filters[2], F, BIAS)
+    q_C = feature(new[0], history[0], filters[0], F)
+    w_C = feature(new[1], history[1], filters[1], F) * feature(new[2], history[2], filters[2], F)
     modes = advance(modes, w_C, rates, N, PRECISE)
     return q_C * weigh(modes, residues, skip_C * w_C, N), push_all(new, history, 3, F), modes
 
@@ -109,8 +95,8 @@ def output_kernel(
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
     t = segment * ROWS
-    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, 0, 3, F)
-    filters = load_filters(taps, bias, channel_C, mask_C, D, 0, 3, F, BIAS)
+    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS)
     rates = load_taps(rates, channel_C, mask_C, N)
     residues = load_taps(residues, channel_C, mask_C, N)
     skip_C = tl.load(skip + channel_C, mask=mask_C, other=0.0)
@@ -124,13 +110,13 @@ def output_kernel(
         p += U * stride
         ahead = load_thirds(p, whole - U - r, stride, D, 0, 3, U)
         for u in tl.static_range(U):
-            y_C, history, modes = output(rows, u, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE)
+            y_C, history, modes = output(rows, u, history, filters, modes, rates, residues, skip_C, F, N, PRECISE)
             tl.store(y + u * D, y_C.to(y.dtype.element_ty), mask=mask_C)
         rows = ahead
         y += U * D
     for r in range(whole, count):
         left = load_thirds(p, count - r, stride, D, 0, 3, 1)
-        y_C, history, modes = output(left, 0, history, filters, modes, rates, residues, skip_C, F, N, BIAS, PRECISE)
+        y_C, history, modes = output(left, 0, history, filters, modes, rates, residues, skip_C, F, N, PRECISE)
         tl.store(y, y_C.to(y.dtype.element_ty), mask=mask_C)
         p += stride
         y += D

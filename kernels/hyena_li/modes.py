@@ -6,23 +6,7 @@
 import triton
 import triton.language as tl
 
-from kernels.rows import load_before, load_taps, push
-
-
-@triton.jit
-def place(D: tl.constexpr, C: tl.constexpr):
-    """The channels of this program and which of them exist; the others read the last one's data, and store nothing."""
-    channel_C = tl.program_id(0) * C + tl.arange(0, C)
-    mask_C = channel_C < D
-    if D % C != 0:
-        channel_C = tl.minimum(channel_C, D - 1)
-    return channel_C, mask_C
-
-
-@triton.jit
-def everywhere(x, like_C):
-    """A scalar in every lane. Comparisons are made there: Triton's interpreter takes no scalar for a mask."""
-    return tl.full(like_C.shape, x, tl.int64)
+from kernels.rows import everywhere, push
 
 
 @triton.jit
@@ -50,43 +34,6 @@ def pick(rows, u: tl.constexpr, COUNT: tl.constexpr):
     out = ()
     for i in tl.static_range(COUNT):
         out = out + (rows[i][u].to(tl.float32),)
-    return out
-
-
-@triton.jit
-def load_filters(taps, bias, channel_C, mask_C, D, LOW: tl.constexpr, HIGH: tl.constexpr, F: tl.constexpr, BIAS):
-    """The featurizer's filters of some thirds: F taps and the bias, if there is one."""
-    out = ()
-    for third in tl.static_range(LOW, HIGH):
-        filter = load_taps(taps, third * D + channel_C, mask_C, F)
-        if BIAS:
-            filter = filter + (tl.load(bias + third * D + channel_C, mask=mask_C, other=0.0),)
-        out = out + (filter,)
-    return out
-
-
-@triton.jit
-def load_history(z, past, t, stride, channel_C, mask_C, D, LOW: tl.constexpr, HIGH: tl.constexpr, F: tl.constexpr):
-    """Rows t-1 .. t-F+1 of some thirds, newest first; rows before the first come from the state."""
-    out = ()
-    for third in tl.static_range(LOW, HIGH):
-        rows = ()
-        for j in tl.static_range(1, F):
-            rows = rows + (
-                load_before(z, past, everywhere(t - j, channel_C), stride, third * D + channel_C, mask_C, 3 * D, F),
-            )
-        out = out + (rows,)
-    return out
-
-
-@triton.jit
-def feature(newest, past, filter, F: tl.constexpr, BIAS: tl.constexpr):
-    """One output of the featurizer."""
-    out = newest * filter[0]
-    if BIAS:
-        out += filter[F]
-    for j in tl.static_range(1, F):
-        out += past[j - 1] * filter[j]
     return out
 
 

@@ -13,23 +13,18 @@ import triton.language as tl
 from kernels.hyena_li.modes import (
     advance,
     decayed,
-    everywhere,
-    feature,
     gather,
-    load_filters,
-    load_history,
     load_modes,
     load_rows,
     load_thirds,
     nonzero,
     pick,
-    place,
     push_all,
     store_modes,
     weigh,
     zeros,
 )
-from kernels.rows import load_taps, push
+from kernels.rows import everywhere, feature, fir, load_filters, load_history, load_taps, place, push
 
 
 @triton.jit
@@ -60,8 +55,8 @@ def up_row(
     Returns:
         The gradient of z's q at H rows before, and what is carried to the next row.
     """
-    q_C = feature(new[0], history[0], filters[0], F, BIAS)
-    w_C = feature(new[1], history[1], filters[1], F, BIAS) * feature(new[2], history[2], filters[2], F, BIAS)
+    q_C = feature(new[0], history[0], filters[0], F)
+    w_C = feature(new[1], history[1], filters[1], F) * feature(new[2], history[2], filters[2], F)
     modes = advance(modes, w_C, rates, N, PRECISE)
     derivatives = ()
     for n in tl.static_range(N):
@@ -74,7 +69,7 @@ def up_row(
         gather(sums[2], gradient_C, (new[0],) + history[0], F, BIAS),
         sums[3] + x_C * w_C,
     )
-    dz_C = feature(gradient_C, gradients, filter_up, F, False)
+    dz_C = fir(gradient_C, gradients, filter_up, F)
     return dz_C, push_all(new, history, 3, F), push(gradient_C, gradients, F), modes, derivatives, sums
 
 
@@ -108,11 +103,11 @@ def beyond(
         new = pick(load_thirds(p, L - t - r, stride, D, 0, 3, 1), 0, 3)
         inside_C = everywhere(t + r, mask_C) < L
         dy_C = tl.load(dy, mask=inside_C, other=0.0).to(tl.float32)
-        q_C = feature(new[0], history[0], filters[0], F, BIAS)
-        w_C = feature(new[1], history[1], filters[1], F, BIAS) * feature(new[2], history[2], filters[2], F, BIAS)
+        q_C = feature(new[0], history[0], filters[0], F)
+        w_C = feature(new[1], history[1], filters[1], F) * feature(new[2], history[2], filters[2], F)
         modes = advance(modes, w_C, rates, N, PRECISE)
         gradient_C = dy_C * weigh(modes, residues, skip_C * w_C, N)
-        dz_C = feature(gradient_C, gradients, filter_up, F, False)
+        dz_C = fir(gradient_C, gradients, filter_up, F)
         store_up(dz, dpast, dz_C, r, t, mask_C & (everywhere(r, mask_C) < count + F - 1), D, F, True)
         derivatives = fade(derivatives, rates, inside_C, N, PRECISE)
         dpoles = accumulate(dpoles, dy_C * q_C, derivatives, N)
@@ -141,8 +136,8 @@ def up_kernel(
     place_of_modes = (batch * tl.num_programs(1) + segment) * N * D + channel_C
     z += batch * stride_batch
     t = segment * ROWS
-    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, 0, 3, F)
-    filters = load_filters(taps, bias, channel_C, mask_C, D, 0, 3, F, BIAS)
+    history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F)
+    filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS)
     filter_up = ()
     for j in tl.static_range(F):
         filter_up = filter_up + (filters[0][F - 1 - j],)
