@@ -48,4 +48,4 @@ def _compiled_loss_sums(backend: str) -> Callable[[Tensor, Tensor, Tensor], Loss
 
 def many_graphs() -> AbstractContextManager[None]:
     """Within this, one function may have as many graphs as the blocks of a model have kinds and sizes."""
-    return torch.compiler.config.patch(recompile_limit=_MOST_GRAPHS)  # type: ignore[attr-defined]
+    return torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
