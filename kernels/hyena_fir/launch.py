@@ -137,7 +137,8 @@ def direct_backward(
 def featurizer_gradients(sums: Tensor, F: int) -> tuple[Tensor, Tensor]:
     """Order the sums [3 (F + bias), D] as the featurizer's taps [3D, F] and bias [3D] (of no meaning without one)."""
     thirds = sums.view(3, -1, sums.shape[1])
-    return thirds[:, :F].transpose(1, 2).reshape(-1, F), thirds[:, -1].reshape(-1)
+    # copies: an operator's outputs must not share memory
+    return thirds[:, :F].transpose(1, 2).reshape(-1, F).clone(), thirds[:, -1].reshape(-1).clone()
 
 
 def carried_back(dw_past: Tensor, dw_last: Tensor | None, length: int) -> Tensor:
@@ -165,7 +166,7 @@ def rows_and_check(B: int, L: int, K: int, programs: int, segments: int) -> tupl
     """
     past = 16 * ((K + 14) // 16)
     rows = 2048 * segments
-    while rows > past * segments and rows > 128 and B * programs * -(-L // rows) < 2048:
+    while rows // 2 >= max(past * segments, 128) and B * programs * -(-L // rows) < 2048:
         rows //= 2
     last = L % rows or rows
     return rows, L % (16 * segments) != 0 or (segments > 1 and min(L, rows, last) < past * segments)

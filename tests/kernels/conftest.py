@@ -7,8 +7,9 @@ import torch
 
 
 @pytest.fixture
-def poisoned() -> Iterator[None]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fill what is allocated and never written with NaN."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or torch refuses matrix products on a GPU
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     yield
