@@ -115,7 +115,12 @@ def _forward(
     from kernels.hyena_fir import launch
 
     run = launch.direct_forward if taps.shape[1] <= DIRECT_TAPS else launch.banded_forward
-    return run(z, z_past, w_past, featurizer, bias, taps, skip)
+    with torch.cuda.device_of(z):
+        return run(z, z_past, w_past, featurizer, _packed(bias), taps, _packed(skip))
+
+
+def _packed(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 @_forward.register_fake
@@ -147,7 +152,8 @@ def _backward(
     from kernels.hyena_fir import launch
 
     run = launch.direct_backward if taps.shape[1] <= DIRECT_TAPS else launch.banded_backward
-    return run(dy, dw_last, z, z_past, w_past, featurizer, bias, taps, skip)
+    with torch.cuda.device_of(z):
+        return run(dy, dw_last, z, z_past, w_past, featurizer, _packed(bias), taps, _packed(skip))
 
 
 @_backward.register_fake
@@ -208,9 +214,9 @@ def _step(
         return step(
             z_BE if z_BE.stride(1) == 1 else z_BE.contiguous(),
             featurizer_EF.contiguous(),
-            None if bias_E is None else bias_E.contiguous(),
+            _packed(bias_E),
             taps_GK.contiguous(),
-            None if skip_D is None else skip_D.contiguous(),
+            _packed(skip_D),
             past_BPE,
             inner_BPD,
         )

@@ -187,6 +187,14 @@ def test_any_strides(small: None, K: int, layout: str) -> None:
     check(laid_out, by_definition, inputs(9, B=2, K=K, F=2), 3e-6)
 
 
+@pytest.mark.parametrize("K", [3, 17])
+def test_parameters_and_states_at_any_strides(small: None, K: int) -> None:
+    def spread(values: Values) -> tuple[Tensor, ...]:
+        return call({n: x if n == "z" else x.repeat_interleave(2, dim=-1)[..., ::2] for n, x in values.items()})
+
+    check(spread, by_definition, inputs(9, D=4, G=2, K=K, F=2), 3e-6)
+
+
 def test_the_state_keeps_no_input_alive(small: None) -> None:
     _, past, inner = call(inputs(40))
     for part in (past, inner):
