@@ -8,6 +8,9 @@ The last inputs of a filter stay in registers, as a tuple with the newest first;
 import triton
 import triton.language as tl
 
+# what every kernel is launched with: a product and a sum are one instruction, rounded once
+FUSED = {"enable_fp_fusion": True}
+
 
 @triton.jit
 def place(D: tl.constexpr, C: tl.constexpr):

@@ -10,6 +10,7 @@ from kernels.hyena_fir import banded_backward as banded_b
 from kernels.hyena_fir import banded_forward as banded_f
 from kernels.hyena_fir import direct_backward as direct_b
 from kernels.hyena_fir import direct_forward as direct_f
+from kernels.rows import FUSED
 
 _PROGRAMS = 4096  # enough of them fill a large GPU several times over
 
@@ -73,6 +74,7 @@ def direct_forward(
         C=channels,
         U=8,
         num_warps=2,
+        **FUSED,
     )
     return y, w_last
 
@@ -127,6 +129,7 @@ def direct_backward(
         C=channels,
         U=4,
         num_warps=1,
+        **FUSED,
     )
     total = partial.sum(0)
     dtaps = total[:K].view(K, G, D // G).sum(2).T.contiguous()
@@ -213,6 +216,7 @@ def banded_forward(
         CHECK=check,
         HINT=not triton.knobs.runtime.interpret,
         num_warps=1,
+        **FUSED,
     )
     return y, kept_past(w_last, w_past, L)
 
@@ -250,6 +254,7 @@ def banded_backward(
         "SKIP": skip is not None,
         "CHANNELS": channels,
         "num_warps": 1,
+        **FUSED,
     }
 
     segments = 32 // channels

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows import step_feature
+from kernels.rows import FUSED, step_feature
 
 # one warp: a second would read past inputs that the first may have moved already
 CHANNELS, WARPS = 32, 1
@@ -75,6 +75,6 @@ def step(
     step_kernel[(triton.cdiv(D, CHANNELS), B)](
         z_BE, past_BPE, inner_BPD, featurizer_EF, bias_E, taps_GK, skip_D, y_BD, z_BE.stride(0),
         D, G, featurizer_EF.shape[1], K, bias_E is not None, skip_D is not None,
-        C=CHANNELS, U=min(ROWS, triton.next_power_of_2(K)), num_warps=WARPS,
+        C=CHANNELS, U=min(ROWS, triton.next_power_of_2(K)), num_warps=WARPS, **FUSED,
     )  # fmt: skip
     return y_BD

@@ -17,12 +17,12 @@ from kernels.hyena_li.down import down_kernel
 from kernels.hyena_li.forward import decay_rates, fitted
 from kernels.hyena_li.modes import advance, load_rows, load_thirds, narrow, nonzero, pick, store_modes, widen, zeros
 from kernels.hyena_li.up import up_kernel
-from kernels.rows import everywhere, feature, load_filters, load_history, load_taps, place
+from kernels.rows import FUSED, everywhere, feature, load_filters, load_history, load_taps, place
 
 # channels and warps a program, rows a group
-ADJOINTS = {"C": 32, "num_warps": 1, "U": 8}
-UP = {"C": 32, "num_warps": 1, "U": 4}
-DOWN = {"C": 64, "num_warps": 1, "U": 4}
+ADJOINTS = {"C": 32, "num_warps": 1, "U": 8} | FUSED
+UP = {"C": 32, "num_warps": 1, "U": 4} | FUSED
+DOWN = {"C": 64, "num_warps": 1, "U": 4} | FUSED
 
 
 @triton.jit(do_not_specialize=("L",))
@@ -130,7 +130,7 @@ def backward(
             *inputs, dy_BLD, after_BSND, *shape, ROWS=rows, **options
         )
     carry_back_kernel[(triton.cdiv(D, 128), N, B)](
-        log_poles_DN, residues_DN, dmodes_BDN, after_BSND, L, S, D, F, N, C=128, ROWS=rows, U=8, num_warps=4
+        log_poles_DN, residues_DN, dmodes_BDN, after_BSND, L, S, D, F, N, C=128, ROWS=rows, U=8, num_warps=4, **FUSED
     )
     options = fitted(UP, precise, N)
     up_kernel[(triton.cdiv(D, options["C"]), S, B)](

@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.hyena_li.modes import advance, load_modes, load_thirds, pick, push_all, store_modes, weigh, zeros
-from kernels.rows import everywhere, feature, load_filters, load_history, load_taps, place
+from kernels.rows import FUSED, everywhere, feature, load_filters, load_history, load_taps, place
 
 # channels and warps a program, rows a group
-STATES = {"C": 64, "num_warps": 1, "U": 8}
-OUTPUT = {"C": 64, "num_warps": 1, "U": 8}
+STATES = {"C": 64, "num_warps": 1, "U": 8} | FUSED
+OUTPUT = {"C": 64, "num_warps": 1, "U": 8} | FUSED
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def forward(
             z_BLE, past_BPE, featurizer_EK, bias, rates_DN, before_BSND, *shape, ROWS=rows, **options
         )
     carry_kernel[(triton.cdiv(D, 128), N, B)](
-        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, ROWS=rows, U=8, num_warps=4
+        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, ROWS=rows, U=8, num_warps=4, **FUSED
     )
     options = fitted(OUTPUT, precise, N)
     output_kernel[(triton.cdiv(D, options["C"]), segments, B)](

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows import step_feature
+from kernels.rows import FUSED, step_feature
 
 # one warp: a second would read past inputs that the first may have moved already
 CHANNELS, WARPS = 16, 1
@@ -59,6 +59,6 @@ def step(
     step_kernel[(triton.cdiv(D, CHANNELS), B)](
         z_BE, past_BPE, featurizer_EK, featurizer_EK if bias_E is None else bias_E, log_poles_DN, residues_DN, skip_D,
         modes_BDN, y_BD, z_BE.stride(0), D, featurizer_EK.shape[1], N, bias_E is not None,
-        C=CHANNELS, M=triton.next_power_of_2(N), num_warps=WARPS,
+        C=CHANNELS, M=triton.next_power_of_2(N), num_warps=WARPS, **FUSED,
     )  # fmt: skip
     return y_BD
