@@ -1,4 +1,4 @@
-"""Time the plain-torch forward of a preset's shape with random weights on this GPU; print one JSON line a length.
+"""Time the forward of a preset's shape with random weights on this GPU; print one JSON line a length.
 
 python tests/benchmarks/forward.py --preset evo2_7b_base --lengths 2048 8192 > tests/benchmarks/results/NAME.jsonl
 """
@@ -12,7 +12,6 @@ import torch
 
 from sh2.model import StripedHyena2
 from sh2.presets import preset
-from tests.kernels.definitions import relative_error
 
 
 def seconds(model: StripedHyena2, ids_BL: torch.Tensor, repeats: int) -> float:
@@ -28,6 +27,11 @@ def seconds(model: StripedHyena2, ids_BL: torch.Tensor, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The L2 norm of the difference over that of the wanted value."""
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
 def random_ids(length: int) -> torch.Tensor:
     """One row of random bytes, always the same."""
     return torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0)).cuda()
@@ -39,9 +43,11 @@ def main() -> None:
     parser.add_argument("--preset", default="evo2_7b_base")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backend", default="auto", help="of the hyena operators: auto, triton or reference")
     options = parser.parse_args()
     with torch.device("cuda"):
         model = StripedHyena2(preset(options.preset))
+    model.use_backend(options.backend)
     unrounded = {length: model(random_ids(length))[0].cpu() for length in options.lengths}
     model.to(torch.bfloat16)
     rows, halves = [], {}
@@ -55,6 +61,7 @@ def main() -> None:
                 "preset": options.preset,
                 "length": length,
                 "dtype": "bfloat16",
+                "backend": options.backend,
                 "forward_seconds": round(time, 5),
                 "tokens_per_second": round(length / time),
                 "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
