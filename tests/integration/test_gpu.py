@@ -20,11 +20,12 @@ pytestmark = pytest.mark.gpu
 LAMBDA = Path(__file__).parents[1] / "assets" / "genomes" / "lambda_NC_001416.1.fa.gz"
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("name", CASES)
 @torch.inference_mode()
-def test_the_goldens_hold(name: str, tmp_path: Path) -> None:
+def test_the_goldens_hold(name: str, backend: str, tmp_path: Path) -> None:
     golden = Golden(name, tmp_path)
-    golden.model.cuda()
+    golden.model.cuda().use_backend(backend)
     for case in golden.case["inputs"]:
         logits = golden.model(golden.ids(case).cuda())[0].cpu()
         if golden.exact:
