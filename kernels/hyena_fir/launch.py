@@ -2,6 +2,8 @@
 
 # B batch, L length, D width, E = 3D, G filter groups, F featurizer taps, K inner taps, S programs along the rows
 
+from typing import Any, NamedTuple, Self
+
 import torch
 import triton
 from torch import Tensor
@@ -14,6 +16,38 @@ from kernels.rows import FUSED
 
 _PROGRAMS = 4096  # enough of them fill a large GPU several times over
 
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class Inputs(NamedTuple):
+    """What the kernels read, in their order: all float32 but z and its state."""
+
+    z: Tensor  # [B, L, 3D]
+    z_past: Tensor  # [B, F-1, 3D]
+    w_past: Tensor  # [B, K-1, D]
+    featurizer: Tensor  # [3D, F]
+    bias: Tensor | None  # [3D]
+    taps: Tensor  # [G, K]
+    skip: Tensor | None  # [D]
+
+    def packed(self) -> Self:
+        """The same with channels side by side in memory; batch and rows of z may lie at any stride."""
+        z = self.z if self.z.stride(2) == 1 else self.z.contiguous()
+        others = {
+            name: value.contiguous() for name, value in self._asdict().items() if name != "z" and value is not None
+        }
+        return self._replace(z=z, **others)
+
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """B, L, D, G, F and K."""
+        return *self.z.shape[:2], self.w_past.shape[2], self.taps.shape[0], self.featurizer.shape[1], self.taps.shape[1]
+
+    def constants(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        _, _, D, G, F, K = self.sizes()
+        flags = {"BIAS": self.bias is not None, "SKIP": self.skip is not None}
+        return {"stride": self.z.stride(1), "D": D, "G": G, "F": F, "K": K, **flags, **FUSED}
+
 
 def rows_a_program(B: int, L: int, D: int, channels: int, most: int) -> int:
     """Choose how many rows a program walks down: as many as leave the GPU enough programs."""
@@ -23,11 +57,6 @@ def rows_a_program(B: int, L: int, D: int, channels: int, most: int) -> int:
     return rows
 
 
-def projection(z: Tensor) -> Tensor:
-    """The projection with its channels side by side in memory; batch and rows may lie at any stride."""
-    return z if z.stride(2) == 1 else z.contiguous()
-
-
 def kept_past(w_last: Tensor, w_past: Tensor, length: int) -> Tensor:
     """Carry over what of the state before a piece shorter than the filter is still state after it."""
     if length < w_past.shape[1]:
@@ -35,101 +64,56 @@ def kept_past(w_last: Tensor, w_past: Tensor, length: int) -> Tensor:
     return w_last
 
 
-def direct_forward(
-    z: Tensor,
-    z_past: Tensor,
-    w_past: Tensor,
-    featurizer: Tensor,
-    bias: Tensor | None,
-    taps: Tensor,
-    skip: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def direct_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Run a filter of few taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
-    z = projection(z)
-    B, L, E = z.shape
-    D = E // 3
-    y, w_last = z.new_empty(B, L, D), torch.empty_like(w_past, memory_format=torch.contiguous_format)
+    inputs = inputs.packed()
+    B, L, D, *_ = inputs.sizes()
+    y, w_last = inputs.z.new_empty(B, L, D), torch.empty_like(inputs.w_past)
     channels = 128
     rows = rows_a_program(B, L, D, channels, most=256)
     direct_f.direct_forward[-(-D // channels), -(-L // rows), B](
-        z,
-        z_past.contiguous(),
-        w_past.contiguous(),
-        featurizer.contiguous(),
-        bias,
-        taps.contiguous(),
-        skip,
+        *inputs,
         y,
         w_last,
         L,
         rows,
-        z.stride(0),
-        stride=z.stride(1),
-        D=D,
-        G=taps.shape[0],
-        F=featurizer.shape[1],
-        K=taps.shape[1],
-        BIAS=bias is not None,
-        SKIP=skip is not None,
+        inputs.z.stride(0),
+        **inputs.constants(),
         C=channels,
         U=8,
         num_warps=2,
-        **FUSED,
     )
     return y, w_last
 
 
-def direct_backward(
-    dy: Tensor,
-    dw_last: Tensor | None,
-    z: Tensor,
-    z_past: Tensor,
-    w_past: Tensor,
-    featurizer: Tensor,
-    bias: Tensor | None,
-    taps: Tensor,
-    skip: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def direct_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradients:
     """Run the backward of a filter of few taps: gradients of z, both states, featurizer, its bias, taps and skip."""
-    z = projection(z)
-    B, L, E = z.shape
-    D, (G, K), F = E // 3, taps.shape, featurizer.shape[1]
-    dz = z.new_empty(B, L, E)
-    dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
+    inputs = inputs.packed()
+    B, L, D, G, F, K = inputs.sizes()
+    dy, dw_last = dy.contiguous(), None if dw_last is None else dw_last.contiguous()
+    dz = inputs.z.new_empty(B, L, 3 * D)
+    dz_past, dw_past = torch.empty_like(inputs.z_past), torch.empty_like(inputs.w_past)
     channels = 64
     rows = rows_a_program(B, L, D, channels, most=512)
     programs = -(-L // rows)
-    sums = K + 3 * (F + (bias is not None))
-    partial = z.new_empty(B * programs, sums, D, dtype=torch.float32)
+    sums = K + 3 * (F + (inputs.bias is not None))
+    partial = dz.new_empty(B * programs, sums, D, dtype=torch.float32)
     direct_b.direct_backward[-(-D // channels), programs, B](
-        z,
-        z_past.contiguous(),
-        w_past.contiguous(),
-        featurizer.contiguous(),
-        bias,
-        taps.contiguous(),
-        skip,
-        dy.contiguous(),
-        None if dw_last is None else dw_last.contiguous(),
+        *inputs,
+        dy,
+        dw_last,
         dz,
         dz_past,
         dw_past,
         partial,
         L,
         rows,
-        z.stride(0),
-        stride=z.stride(1),
-        D=D,
-        G=G,
-        F=F,
-        K=K,
-        BIAS=bias is not None,
-        SKIP=skip is not None,
+        inputs.z.stride(0),
+        **inputs.constants(),
         LAST=dw_last is not None,
         C=channels,
         U=4,
         num_warps=1,
-        **FUSED,
     )
     total = partial.sum(0)
     dtaps = total[:K].view(K, G, D // G).sum(2).T.contiguous()
@@ -175,98 +159,50 @@ def rows_and_check(B: int, L: int, K: int, programs: int, segments: int) -> tupl
     return rows, L % (16 * segments) != 0 or (segments > 1 and min(L, rows, last) < past * segments)
 
 
-def banded_forward(
-    z: Tensor,
-    z_past: Tensor,
-    w_past: Tensor,
-    featurizer: Tensor,
-    bias: Tensor | None,
-    taps: Tensor,
-    skip: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Run a filter of many taps: y [B, L, D] and the last gated inputs [B, K-1, D]."""
-    z = projection(z)
-    B, L, E = z.shape
-    D, (G, K) = E // 3, taps.shape
-    y, w_last = z.new_empty(B, L, D), torch.empty_like(w_past, memory_format=torch.contiguous_format)
+    inputs = inputs.packed()
+    B, L, D, G, _, K = inputs.sizes()
+    y, w_last = inputs.z.new_empty(B, L, D), torch.empty_like(inputs.w_past)
     channels = tile_channels(D, G)
     pairs = -(-tiles(D, G) // 2)
     rows, check = rows_and_check(B, L, K, pairs, 16 // channels)
     banded_f.banded_forward[pairs, -(-L // rows), B](
-        z,
-        z_past.contiguous(),
-        w_past.contiguous(),
-        featurizer.contiguous(),
-        bias,
-        taps.contiguous(),
-        skip,
+        *inputs,
         y,
         w_last,
         L,
         rows,
-        z.stride(0),
-        stride=z.stride(1),
-        D=D,
-        G=G,
-        F=featurizer.shape[1],
-        K=K,
-        BIAS=bias is not None,
-        SKIP=skip is not None,
+        inputs.z.stride(0),
+        **inputs.constants(),
         CHANNELS=channels,
         CHECK=check,
         HINT=not triton.knobs.runtime.interpret,
         num_warps=1,
-        **FUSED,
     )
-    return y, kept_past(w_last, w_past, L)
+    return y, kept_past(w_last, inputs.w_past, L)
 
 
-def banded_backward(
-    dy: Tensor,
-    dw_last: Tensor | None,
-    z: Tensor,
-    z_past: Tensor,
-    w_past: Tensor,
-    featurizer: Tensor,
-    bias: Tensor | None,
-    taps: Tensor,
-    skip: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradients:
     """Run the backward of a filter of many taps: the same gradients as `direct_backward`."""
-    z = projection(z)
-    B, L, E = z.shape
-    D, (G, K), F = E // 3, taps.shape, featurizer.shape[1]
-    dz = z.new_empty(B, L, E)
-    dz_past, dw_past = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (z_past, w_past))
-    z_past, dy = z_past.contiguous(), dy.contiguous()
+    inputs = inputs.packed()
+    B, L, D, G, F, K = inputs.sizes()
+    dy, dw_last = dy.contiguous(), None if dw_last is None else dw_last.contiguous()
+    dz = inputs.z.new_empty(B, L, 3 * D)
+    dz_past, dw_past = torch.empty_like(inputs.z_past), torch.empty_like(inputs.w_past)
     nothing = dy.new_zeros(16, D)
-    weights = featurizer.contiguous(), bias, taps.contiguous(), skip
     channels, count = tile_channels(D, G), tiles(D, G)
     blocks = (K + 14) // 16 + 1
-    sums = F + (bias is not None)
-    options = {
-        "stride": z.stride(1),
-        "D": D,
-        "G": G,
-        "F": F,
-        "K": K,
-        "BIAS": bias is not None,
-        "SKIP": skip is not None,
-        "CHANNELS": channels,
-        "num_warps": 1,
-        **FUSED,
-    }
+    sums = F + (inputs.bias is not None)
+    options = inputs.constants() | {"CHANNELS": channels, "num_warps": 1}
 
     segments = 32 // channels
     rows, check = rows_and_check(B, L, K, count, segments)
     programs = -(-L // rows)
-    partial = z.new_empty(B * programs * segments, sums, D, dtype=torch.float32)
-    partial_taps = z.new_empty(B * programs, count, blocks, 16, 16, dtype=torch.float32)
+    partial = dz.new_empty(B * programs * segments, sums, D, dtype=torch.float32)
+    partial_taps = dz.new_empty(B * programs, count, blocks, 16, 16, dtype=torch.float32)
     banded_b.banded_down[count, programs, B](
-        z,
-        z_past,
-        w_past.contiguous(),
-        *weights,
+        *inputs,
         dy,
         nothing,
         dz,
@@ -275,7 +211,7 @@ def banded_backward(
         partial_taps,
         L,
         rows,
-        z.stride(0),
+        inputs.z.stride(0),
         CHECK=check,
         **options,
     )
@@ -286,23 +222,24 @@ def banded_backward(
     pairs = -(-count // 2)
     rows, check = rows_and_check(B, L, K, pairs, segments)
     programs = -(-L // rows)
-    partial = z.new_empty(B * programs * segments, 2 * sums + 1, D, dtype=torch.float32)
+    partial = dz.new_empty(B * programs * segments, 2 * sums + 1, D, dtype=torch.float32)
     banded_b.banded_up[pairs, programs, B](
-        z,
-        z_past,
-        *weights[:2],
-        taps.flip(1).contiguous(),
-        skip,
+        inputs.z,
+        inputs.z_past,
+        inputs.featurizer,
+        inputs.bias,
+        inputs.taps.flip(1),
+        inputs.skip,
         dy,
         nothing,
-        None if dw_last is None else dw_last.contiguous(),
+        dw_last,
         dz,
         dz_past,
         dw_past,
         partial,
         L,
         rows,
-        z.stride(0),
+        inputs.z.stride(0),
         CHECK=check,
         LAST=dw_last is not None,
         **options,

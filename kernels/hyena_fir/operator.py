@@ -116,11 +116,7 @@ def _forward(
 
     run = launch.direct_forward if taps.shape[1] <= DIRECT_TAPS else launch.banded_forward
     with torch.cuda.device_of(z):
-        return run(z, z_past, w_past, featurizer, _packed(bias), taps, _packed(skip))
-
-
-def _packed(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
+        return run(launch.Inputs(z, z_past, w_past, featurizer, bias, taps, skip))
 
 
 @_forward.register_fake
@@ -153,7 +149,7 @@ def _backward(
 
     run = launch.direct_backward if taps.shape[1] <= DIRECT_TAPS else launch.banded_backward
     with torch.cuda.device_of(z):
-        return run(dy, dw_last, z, z_past, w_past, featurizer, _packed(bias), taps, _packed(skip))
+        return run(dy, dw_last, launch.Inputs(z, z_past, w_past, featurizer, bias, taps, skip))
 
 
 @_backward.register_fake
@@ -196,6 +192,10 @@ def _differentiate(ctx: Any, dy: Tensor | None, dw_last: Tensor | None) -> tuple
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _packed(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 @torch.library.custom_op("evo::hyena_fir_step", mutates_args=("past_BPE", "inner_BPD"))
