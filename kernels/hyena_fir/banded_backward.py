@@ -12,7 +12,6 @@ import triton.language as tl
 
 from kernels.hyena_fir.banded_forward import featurize_block, gate, times
 from kernels.hyena_fir.direct_backward import correlate, reverse_fir, zeros
-from kernels.hyena_fir.direct_forward import load_filters
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
@@ -29,7 +28,7 @@ from kernels.hyena_fir.tiles import (
     store_kept,
     toeplitz,
 )
-from kernels.rows import push
+from kernels.rows import load_filters, push
 
 
 @triton.jit

@@ -5,7 +5,6 @@
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.direct_forward import feature, load_filters
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
@@ -20,7 +19,7 @@ from kernels.hyena_fir.tiles import (
     store_kept,
     toeplitz,
 )
-from kernels.rows import push
+from kernels.rows import feature, load_filters, push
 
 
 @triton.jit

@@ -5,7 +5,7 @@ segment of the rows. Columns that share a filter form a tile: the product of its
 is the block's part of the convolution. Registers hold the operands of the blocks before, so nothing is read twice.
 """
 
-# TILES tiles a program; a tile has CHANNELS channels (a power of two, at most 16) in SEGMENTS segments of SEGMENT rows
+# TILES tiles a program; a tile has CHANNELS channels (a power of two, at most 16) in SEGMENTS segments of its rows
 # a tuple of n row tensors [32] is written n x [32]
 
 import triton

@@ -15,7 +15,7 @@ _OUTPUTS = ("y", "the featurizer's state", "the filter's state")
 
 
 class CheckError(Exception):
-    """What was to be timed is wrong: which tensor, by how much."""
+    """Why what was to be timed gets no figure: a tensor is wrong, and by how much, or there is none to check."""
 
 
 def leaves(problem: Problem) -> list[Tensor]:
@@ -40,11 +40,10 @@ def check_gradients(problem: Problem, tolerance: float) -> float:
     """Compare the gradients of every input, from random gradients of all outputs; return the largest relative error.
 
     Raises:
-        CheckError: an error is over the tolerance, or an input has no gradient.
-        NotImplementedError: there is no backward.
+        CheckError: an error is over the tolerance, an input has no gradient, or there is no backward.
     """
     if not problem.differentiable:
-        raise NotImplementedError("there is none")
+        raise CheckError("there is none")
     inputs, doubled = leaves(problem), [tensor.requires_grad_() for tensor in _doubled(problem)]
     outputs = problem.call(*inputs)
     cotangents = [torch.randn_like(output) for output in outputs]
