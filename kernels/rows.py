@@ -97,6 +97,15 @@ def feature(newest, past, filter, F: tl.constexpr):
 
 
 @triton.jit
+def zeros(n: tl.constexpr, like):
+    """n x [C] zeros."""
+    out = ()
+    for _ in tl.static_range(n):
+        out = out + (tl.zeros(like.shape, tl.float32),)
+    return out
+
+
+@triton.jit
 def push(newest, past, K: tl.constexpr):
     """The K-1 inputs before the next one."""
     if K == 1:

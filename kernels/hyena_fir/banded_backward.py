@@ -10,25 +10,30 @@ the gradients of the pre-gate k and of v.
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.banded_forward import featurize_block, gate, times
-from kernels.hyena_fir.direct_backward import correlate, reverse_fir, zeros
+from kernels.hyena_fir.banded_forward import featurize_block, gate, times, with_state
+from kernels.hyena_fir.direct_backward import correlate, reverse_fir
 from kernels.hyena_fir.tiles import (
     columns,
     convolve,
     identity,
     load_above,
-    load_block,
     load_gradient,
     load_kept,
+    load_tile,
     multiply,
-    no_past,
+    no_blocks,
     operand_of,
     pack,
     place_rows,
+    place_tile,
+    rows_of,
+    shift,
     store_kept,
+    tile_of,
     toeplitz,
+    turned,
 )
-from kernels.rows import load_filters, push
+from kernels.rows import load_filters, push, zeros
 
 
 @triton.jit
@@ -77,7 +82,6 @@ def banded_down(
     inner_taps,
     skip,
     dy,
-    nothing,
     dz,
     dz_past,
     partial,
@@ -93,7 +97,6 @@ def banded_down(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    CHECK: tl.constexpr,
 ):
     """The gradients of q and of the filter.
 
@@ -109,7 +112,6 @@ def banded_down(
     z_past += b * (F - 1) * 3 * D + channel
     w_past += b * (K - 1) * D
     dy += b * L * D + channel
-    nothing += channel
     dz += b * L * 3 * D + channel
     dz_past += b * (F - 1) * 3 * D + channel
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
@@ -119,8 +121,9 @@ def banded_down(
 
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
+    end = tl.minimum(first + count * 16, L)
     row = first - 16 * (BLOCKS - 1)
-    past = no_past(unit, 1, BLOCKS)
+    blocks = no_blocks(unit, 1, BLOCKS)
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
@@ -129,38 +132,42 @@ def banded_down(
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
     dq_above = zeros(F - 1, channel)
-    for _ in range(1 - BLOCKS, 0):
-        k_rows = load_block(z + D, row, L, stride, CHECK)
-        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
-        w, k_past, v_past = gate(
-            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, start == 0, L, channel, mask, filters,
-            stride, D, F, K,
-        )  # fmt: skip
-        past = (operand_of(w, unit, 1),) + past[: BLOCKS - 2]
+    w = zeros(16, channel)
+    for _ in range(BLOCKS):
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        if start == 0:
+            w = with_state(w, w_past, row, channel, mask, D, K)
+        blocks = shift(operand_of(w, unit, 1), blocks, BLOCKS)
         row += 16
-    k_rows = load_block(z + D, row, L, stride, CHECK)
-    v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
     # one block more than the segment's: its last rows wait for the first gradients below them
     for i in range(count + 1):
-        w, k_past, v_past = gate(
-            z, k_rows, v_rows, k_past, v_past, z_past, w_past, row, False, L, channel, mask, filters, stride, D, F, K
-        )
-        # what products need waits in registers: rows are loaded no earlier than the products before their use
-        q_rows = load_block(z, row, L, stride, CHECK)
-        dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
-        newest = operand_of(w, unit, 1)
-        c = convolve(newest, past, matrices, BLOCKS)
+        # rows travel during the products: these of q and dy, and the next of k and v
+        dy_tile = load_gradient(dy, row - 16, L, D)
+        q_tile = load_tile(z, z_past, row - 16, L, stride, 3 * D, F)
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        c = convolve(blocks, matrices, BLOCKS)
+        q_rows = rows_of(q_tile)
         q, q_next = featurize_block(q_rows, q_past, filters[0], F)
+        dy_rows = rows_of(dy_tile)
         counted = (i < count).to(tl.float32)  # the block below is another program's to count
         dq = ()
-        for j in tl.static_range(16):
-            dq = dq + (dy_rows[j].to(tl.float32) * (c[j] + direct * w[j] if SKIP else c[j]),)
         narrow = ()
         for j in tl.static_range(16):
-            dc = dy_rows[j].to(tl.float32) * (q[j] * counted)
+            dy_row = dy_rows[j].to(tl.float32)
+            dq = dq + (dy_row * (c[j] + direct * w[j] if SKIP else c[j]),)
+            dc = dy_row * (q[j] * counted)
             # columns that no channel fills must add nothing to their tile's products
             kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
             narrow = narrow + (kept.to(operand),)
+        # the unit matrix again: one product spares moving the operand for each of the next
+        gradient = multiply(unit, tl.trans(pack(narrow))).to(operand)
+        more_taps = ()
+        for d in tl.static_range(BLOCKS):
+            more_taps = more_taps + (tl.dot(gradient, turned(blocks[d]), d_taps[d], input_precision="tf32x3"),)
+        d_taps = more_taps
         block_q = correlate_block(zeros(F + BIAS, channel), dq, q_rows, q_past, F, BIAS)
         more_q = ()
         for j in tl.static_range(F + BIAS):
@@ -168,25 +175,12 @@ def banded_down(
         d_q = more_q
         q_past = q_next
         dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
-        for j in tl.static_range(F - 1):  # rows of the block above
-            value = dz_rows[j].to(operand)
-            t = row + j - (F - 1)
-            tl.store(dz + t * 3 * D, value, mask=mask & (t >= first) & (t < L))
-            tl.store(dz_past + j * 3 * D, value, mask=mask & (row == 0))
-        if i < count:
-            out = dz + (row - (F - 1)) * 3 * D
-            for j in tl.static_range(F - 1, 16):
-                inside = mask & (row + j - (F - 1) < L) if CHECK else mask
-                tl.store(out + j * 3 * D, dz_rows[j].to(operand), mask=inside)
-        k_rows = load_block(z + D, row + 16, L, stride, CHECK)
-        v_rows = load_block(z + 2 * D, row + 16, L, stride, CHECK)
-        # the unit matrix again: one product spares moving the operand for each of the next
-        gradient = multiply(unit, tl.trans(pack(narrow))).to(operand)
-        more_taps = (tl.dot(gradient, newest, d_taps[0], input_precision="tf32x3"),)
-        for d in tl.static_range(1, BLOCKS):
-            more_taps = more_taps + (tl.dot(gradient, past[d - 1], d_taps[d], input_precision="tf32x3"),)
-        d_taps = more_taps
-        past = (newest,) + past[: BLOCKS - 2]
+        at, t = place_tile(dz, dz_past, row - 16 - (F - 1), L, 3 * D, 3 * D, F)
+        # rows above the sequence's first are the state's, and the first segment's to store
+        own = (t >= tl.where(first == 0, 1 - F, first)[None, :]) & (t < end[None, :]) & mask[None, :]
+        tl.store(at, tile_of(dz_rows, operand), mask=own)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        blocks = shift(operand_of(w, unit, 1), blocks, BLOCKS)
         row += 16
 
     program = b * tl.num_programs(1) + tl.program_id(1)
@@ -199,16 +193,39 @@ def banded_down(
 
 
 @triton.jit
-def store_up(dz, rows, below, filter, row, L, mask, D: tl.constexpr, F: tl.constexpr, CHECK: tl.constexpr):
-    """Store dz of 16 rows of a third; `below` are the F-1 gradients after them, nearest first."""
-    out = dz + row * 3 * D
+def aligned(tile, below, F: tl.constexpr):
+    """The 16 rows of a block and the F-1 above it, newest first, from a tile that begins with the latter.
+
+    `below` are the block's last F-1 rows, newest first, that such a tile lacks.
+    """
+    rows = widen(rows_of(tile))
+    for j in tl.static_range(1, F):
+        rows = rows + (below[F - 1 - j],)
+    above = ()
+    for j in tl.static_range(1, F):
+        above = above + (rows[F - 1 - j],)
+    return rows[F - 1 :], above
+
+
+@triton.jit
+def gate_gradient(dy_tile, q_tile, q_below, filter, F: tl.constexpr):
+    """16 gradients of the inner filter's outputs, and q's last rows of the block above."""
+    q_rows, q_above = aligned(q_tile, q_below, F)
+    q = featurize_block(q_rows, q_above, filter, F)[0]
+    return times(widen(rows_of(dy_tile)), q), q_above
+
+
+@triton.jit
+def transpose_up(rows, below, filter, F: tl.constexpr):
+    """The transposed featurizer at 16 rows; `below` are the F-1 gradients after them, nearest first."""
+    out = ()
     for j in tl.static_range(15, -1, -1):
         value = rows[j] * filter[0]
         for i in tl.static_range(1, F):
             value += below[i - 1] * filter[i]
-        inside = mask & (row + j < L) if CHECK else mask
-        tl.store(out + j * 3 * D, value.to(dz.dtype.element_ty), mask=inside)
+        out = (value,) + out
         below = push(rows[j], below, F)
+    return out
 
 
 @triton.jit
@@ -230,7 +247,6 @@ def banded_up(
     inner_taps,
     skip,
     dy,
-    nothing,
     dw_last,
     dz,
     dz_past,
@@ -248,7 +264,6 @@ def banded_up(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
-    CHECK: tl.constexpr,
 ):
     """The gradients of k and v.
 
@@ -263,7 +278,6 @@ def banded_up(
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
     dy += b * L * D + channel
-    nothing += channel
     dz += b * L * 3 * D + channel
     dz_past += b * (F - 1) * 3 * D + channel
     dw_past += b * (K - 1) * D
@@ -276,39 +290,36 @@ def banded_up(
 
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
+    end = tl.minimum(first + count * 16, L)
     row = first + (count + BLOCKS - 1) * 16
-    past = no_past(unit, 2, BLOCKS)
+    blocks = no_blocks(unit, 2, BLOCKS)
     dk_below = zeros(F - 1, channel)
     dv_below = zeros(F - 1, channel)
     d_k = zeros(F + BIAS, channel)
     d_v = zeros(F + BIAS, channel)
     d_skip = tl.zeros((32,), tl.float32)
-    # the outputs beyond the segment that its inputs reach
-    for _ in range(BLOCKS - 1):
-        q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
-        q = featurize_block(load_block(z, row, L, stride, CHECK), q_past, filters[0], F)[0]
-        dc = times(widen(load_gradient(dy, nothing, row, L, D, CHECK)), q)
-        past = (operand_of(dc, unit, 2),) + past[: BLOCKS - 2]
+    # tiles begin with the F-1 rows above their block, which the featurizer reads; its last F-1 rows came before
+    q_below = load_above(z, z_past, row + 16, L, stride, 3 * D, F)
+    dc = zeros(16, channel)
+    # the block beyond the segment's, whose first gradients the last rows need, and the outputs that its inputs reach
+    for _ in range(BLOCKS):
+        dy_tile = load_gradient(dy, row, L, D)
+        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
+        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        blocks = shift(operand_of(dc, unit, 2), blocks, BLOCKS)
         row -= 16
-    # one block beyond the segment's, whose first gradients the last rows need; above the sequence, the state's rows
-    q_past = load_above(z, z_past, row, L, stride, 3 * D, F)
-    q_rows = load_block(z, row, L, stride, CHECK)
-    dy_rows = load_gradient(dy, nothing, row, L, D, CHECK)
+    row += 16
+    k_below = load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F)
+    v_below = load_above(z + 2 * D, z_past + 2 * D, row + 16, L, stride, 3 * D, F)
+    # above the sequence, the state's rows
     for back in range(count + BLOCKS if start == 0 else count + 1):
         i = count - back
-        k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-        k_rows = load_block(z + D, row, L, stride, CHECK)
-        v_rows = load_block(z + 2 * D, row, L, stride, CHECK)
-        q = featurize_block(q_rows, q_past, filters[0], F)[0]
-        dc = times(widen(dy_rows), q)
-        newest = operand_of(dc, unit, 2)
-        dw = convolve(newest, past, matrices, BLOCKS)
-        past = (newest,) + past[: BLOCKS - 2]
-        # the next rows travel while these are computed
-        q_past = load_above(z, z_past, row - 16, L, stride, 3 * D, F)
-        q_rows = load_block(z, row - 16, L, stride, CHECK)
-        dy_rows = load_gradient(dy, nothing, row - 16, L, D, CHECK)
+        # rows travel during the products: these of k and v, and the next of q and dy
+        k_tile = load_tile(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
+        dy_tile = load_gradient(dy, row - 16, L, D)
+        q_tile = load_tile(z, z_past, row - 16 - (F - 1), L, stride, 3 * D, F)
+        dw = convolve(blocks, matrices, BLOCKS)
         if i >= 0:
             whole = ()
             for j in tl.static_range(16):
@@ -319,15 +330,19 @@ def banded_up(
                 for j in tl.static_range(16):
                     more = more + (whole[j] + kept[j],)
                 whole = more
-            k = featurize_block(k_rows, k_past, filters[1], F)[0]
-            v = featurize_block(v_rows, v_past, filters[2], F)[0]
+            k_rows, k_below = aligned(k_tile, k_below, F)
+            v_rows, v_below = aligned(v_tile, v_below, F)
+            k = featurize_block(k_rows, k_below, filters[1], F)[0]
+            v = featurize_block(v_rows, v_below, filters[2], F)[0]
             dk = times(whole, v)
             dv = times(whole, k)
             if i < count:
-                store_up(dz + D, dk, dk_below, filters[1], row, L, mask, D, F, CHECK)
-                store_up(dz + 2 * D, dv, dv_below, filters[2], row, L, mask, D, F, CHECK)
-                d_k = correlate_block(d_k, dk, k_rows, k_past, F, BIAS)
-                d_v = correlate_block(d_v, dv, v_rows, v_past, F, BIAS)
+                t = row[None, :] + tl.arange(0, 16)[:, None]
+                out, own = dz[None, :] + t * (3 * D), mask[None, :] & (t < end[None, :])
+                tl.store(out + D, tile_of(transpose_up(dk, dk_below, filters[1], F), operand), mask=own)
+                tl.store(out + 2 * D, tile_of(transpose_up(dv, dv_below, filters[2], F), operand), mask=own)
+                d_k = correlate_block(d_k, dk, k_rows, k_below, F, BIAS)
+                d_v = correlate_block(d_v, dv, v_rows, v_below, F, BIAS)
                 if SKIP:
                     for j in tl.static_range(16):
                         d_skip += dc[j] * (k[j] * v[j])
@@ -335,6 +350,8 @@ def banded_up(
             dv_below = dv[: F - 1]
         else:
             store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
+        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        blocks = shift(operand_of(dc, unit, 2), blocks, BLOCKS)
         row -= 16
     if start == 0:
         store_past(dz_past + D, dk_below, filters[1], mask & (first == 0), 3 * D, F)

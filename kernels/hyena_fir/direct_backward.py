@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.hyena_fir.direct_forward import gated_history
-from kernels.rows import everywhere, feature, fir, load_filters, load_history, load_taps, place, push
+from kernels.rows import everywhere, feature, fir, load_filters, load_history, load_taps, place, push, zeros
 
 
 @triton.jit
@@ -31,15 +31,6 @@ def correlate(sums, gradient, newest, past, K: tl.constexpr, BIAS: tl.constexpr)
         out = out + (sums[j] + gradient * past[j - 1],)
     if BIAS:
         out = out + (sums[K] + gradient,)
-    return out
-
-
-@triton.jit
-def zeros(n: tl.constexpr, like):
-    """n x [C] zeros."""
-    out = ()
-    for _ in tl.static_range(n):
-        out = out + (tl.zeros(like.shape, tl.float32),)
     return out
 
 

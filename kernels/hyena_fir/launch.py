@@ -15,6 +15,7 @@ from kernels.hyena_fir import direct_forward as direct_f
 from kernels.rows import FUSED
 
 _PROGRAMS = 4096  # enough of them fill a large GPU several times over
+_WARPS = 1024  # those that a large GPU runs at once, of programs that need all the registers of a warp
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -145,18 +146,13 @@ def tiles(D: int, G: int) -> int:
     return G * -(-(D // G) // tile_channels(D, G))
 
 
-def rows_and_check(B: int, L: int, K: int, programs: int, segments: int) -> tuple[int, bool]:
-    """Choose how many rows a program with `segments` segments walks, `programs` of them lying side by side.
-
-    Returns:
-        The rows, and whether blocks of 16 rows may lie across the sequence's ends or a state reach past a segment.
-    """
+def rows_a_walk(B: int, L: int, K: int, programs: int, segments: int) -> int:
+    """Choose how many rows a program with `segments` segments walks, `programs` of them lying side by side."""
     past = 16 * ((K + 14) // 16)
-    rows = 2048 * segments
-    while rows // 2 >= max(past * segments, 128) and B * programs * -(-L // rows) < 2048:
+    rows = 4096 * segments
+    while rows // 2 >= max(past * segments, 128) and B * programs * -(-L // rows) < _WARPS:
         rows //= 2
-    last = L % rows or rows
-    return rows, L % (16 * segments) != 0 or (segments > 1 and min(L, rows, last) < past * segments)
+    return rows
 
 
 def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -166,7 +162,7 @@ def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     y, w_last = inputs.z.new_empty(B, L, D), torch.empty_like(inputs.w_past)
     channels = tile_channels(D, G)
     pairs = -(-tiles(D, G) // 2)
-    rows, check = rows_and_check(B, L, K, pairs, 16 // channels)
+    rows = rows_a_walk(B, L, K, pairs, 16 // channels)
     banded_f.banded_forward[pairs, -(-L // rows), B](
         *inputs,
         y,
@@ -176,8 +172,6 @@ def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         inputs.z.stride(0),
         **inputs.constants(),
         CHANNELS=channels,
-        CHECK=check,
-        HINT=not triton.knobs.runtime.interpret,
         num_warps=1,
     )
     return y, kept_past(w_last, inputs.w_past, L)
@@ -190,21 +184,19 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
     dy, dw_last = dy.contiguous(), None if dw_last is None else dw_last.contiguous()
     dz = inputs.z.new_empty(B, L, 3 * D)
     dz_past, dw_past = torch.empty_like(inputs.z_past), torch.empty_like(inputs.w_past)
-    nothing = dy.new_zeros(16, D)
     channels, count = tile_channels(D, G), tiles(D, G)
     blocks = (K + 14) // 16 + 1
     sums = F + (inputs.bias is not None)
     options = inputs.constants() | {"CHANNELS": channels, "num_warps": 1}
 
     segments = 32 // channels
-    rows, check = rows_and_check(B, L, K, count, segments)
+    rows = rows_a_walk(B, L, K, count, segments)
     programs = -(-L // rows)
     partial = dz.new_empty(B * programs * segments, sums, D, dtype=torch.float32)
     partial_taps = dz.new_empty(B * programs, count, blocks, 16, 16, dtype=torch.float32)
     banded_b.banded_down[count, programs, B](
         *inputs,
         dy,
-        nothing,
         dz,
         dz_past,
         partial,
@@ -212,7 +204,6 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
         L,
         rows,
         inputs.z.stride(0),
-        CHECK=check,
         **options,
     )
     down = partial.sum(0)
@@ -220,7 +211,7 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
 
     segments = 16 // channels
     pairs = -(-count // 2)
-    rows, check = rows_and_check(B, L, K, pairs, segments)
+    rows = rows_a_walk(B, L, K, pairs, segments)
     programs = -(-L // rows)
     partial = dz.new_empty(B * programs * segments, 2 * sums + 1, D, dtype=torch.float32)
     banded_b.banded_up[pairs, programs, B](
@@ -231,7 +222,6 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
         inputs.taps.flip(1),
         inputs.skip,
         dy,
-        nothing,
         dw_last,
         dz,
         dz_past,
@@ -240,7 +230,6 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
         L,
         rows,
         inputs.z.stride(0),
-        CHECK=check,
         LAST=dw_last is not None,
         **options,
     )

@@ -11,6 +11,8 @@ is the block's part of the convolution. Registers hold the operands of the block
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def tile_group(tile, D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr):
@@ -24,10 +26,17 @@ def columns(D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.
     """The channel and the segment of each column, and which exist; the others read a real one, and store nothing."""
     column = tl.arange(0, 32)
     slot = column % (32 // TILES)
+    segment = tl.max_constancy(slot // CHANNELS, CHANNELS)
     group, first = tile_group(tl.program_id(0) * TILES + column // (32 // TILES), D, G, CHANNELS)
-    within = first + slot % CHANNELS
-    mask = (within < D // G) & (group < G)
-    return tl.minimum(group * (D // G) + within, D - 1), slot // CHANNELS, mask
+    channel = group * (D // G) + first + slot % CHANNELS
+    if D % (G * CHANNELS) == 0 and D % (TILES * CHANNELS) == 0:
+        # neighbours in memory, as the compiler must know to read and write them together
+        channel = tl.max_contiguous(tl.multiple_of(channel, CHANNELS), CHANNELS)
+        mask = tl.full((32,), True, tl.int1)
+    else:
+        mask = (first + slot % CHANNELS < D // G) & (group < G)
+        channel = tl.minimum(channel, D - 1)
+    return channel, segment, mask
 
 
 @triton.jit
@@ -113,47 +122,87 @@ def multiply(a, b):
 @triton.jit
 def operand_of(rows, unit, TILES: tl.constexpr):
     """16 x [32] as the left operand of products: the unit matrix brings them into the layout that products keep."""
-    narrow = ()
-    for j in tl.static_range(16):
-        narrow = narrow + (rows[j].to(unit.dtype),)
-    return batched(multiply(pack(narrow), unit).to(unit.dtype), TILES)
+    return batched(multiply(tl.trans(tile_of(rows, unit.dtype)), unit).to(unit.dtype), TILES)
 
 
 @triton.jit
-def convolve(newest, past, matrices, BLOCKS: tl.constexpr):
+def convolve(blocks, matrices, BLOCKS: tl.constexpr):
     """A block of outputs, from its own inputs and the BLOCKS-1 blocks before (or, transposed, behind)."""
-    out = multiply(newest, matrices[0])
+    out = multiply(blocks[0], matrices[0])
     for d in tl.static_range(1, BLOCKS):
-        out = tl.dot(past[d - 1], matrices[d], out, input_precision="tf32x3")
+        out = tl.dot(blocks[d], matrices[d], out, input_precision="tf32x3")
     return unpack(tl.reshape(out, (32, 16)))
 
 
 @triton.jit
-def no_past(unit, TILES: tl.constexpr, BLOCKS: tl.constexpr):
-    """BLOCKS-1 blocks of zeros."""
+def no_blocks(unit, TILES: tl.constexpr, BLOCKS: tl.constexpr):
+    """BLOCKS blocks of zeros, as operands of products."""
     out = ()
-    for _ in tl.static_range(BLOCKS - 1):
+    for _ in tl.static_range(BLOCKS):
         out = out + (batched(tl.zeros((32, 16), unit.dtype), TILES),)
     return out
 
 
 @triton.jit
-def load_block(base, row, L, stride: tl.constexpr, CHECK: tl.constexpr):
-    """16 rows from row `row` of every column: 16 x [32].
+def shift(newest, blocks, BLOCKS: tl.constexpr):
+    """The operands of the next block and the BLOCKS-1 before it."""
+    return (newest,) + blocks[: BLOCKS - 1]
 
-    Without CHECK a block is wholly inside the sequence or wholly outside; outside, the nearest rows are read instead.
-    With it, rows outside are zeros.
+
+@triton.jit
+def turned(block):
+    """A block [32, 16] as the right operand of a product over its columns: transposed, 8 x 8 numbers at a time.
+
+    As `block` itself, but in the layout that the product wants: the compiler does not know this instruction.
     """
-    rows = ()
-    if CHECK:
-        for j in tl.static_range(16):
-            inside = (row + j >= 0) & (row + j < L)
-            rows = rows + (tl.load(base + (row + j) * stride, mask=inside, other=0.0),)
+    if INTERPRETED or block.dtype.primitive_bitwidth != 16:
+        return block
     else:
-        p = base + tl.minimum(tl.maximum(row, 0), L - 16) * stride
-        for j in tl.static_range(16):
-            rows = rows + (tl.load(p + j * stride),)
-    return rows
+        squares = tl.inline_asm_elementwise(
+            "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", [block], dtype=block.dtype, is_pure=True, pack=2
+        )
+        return tl.reshape(tl.permute(tl.reshape(squares, (4, 8, 2, 8)), (0, 3, 2, 1)), (32, 16))
+
+
+@triton.jit
+def rows_of(tile):
+    """A tile [16, 32] as its rows: 16 x [32], a column a thread."""
+    return unpack(tl.trans(tile))
+
+
+@triton.jit
+def tile_of(rows, dtype):
+    """16 x [32] as a tile."""
+    narrow = ()
+    for j in tl.static_range(16):
+        narrow = narrow + (rows[j].to(dtype),)
+    return tl.trans(pack(narrow))
+
+
+@triton.jit
+def place_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """The addresses [16, 32] of 16 rows of a projection, and their numbers; above its first row lies the state.
+
+    Rows even further above, and rows beyond the last, are given the address of the nearest.
+    """
+    t = row[None, :] + tl.arange(0, 16)[:, None]
+    inside = base[None, :] + tl.minimum(t, L - 1) * stride
+    if F == 1:
+        return inside - tl.minimum(t, 0) * stride, t
+    return tl.where(t < 0, past[None, :] + tl.maximum(t + F - 1, 0) * E, inside), t
+
+
+@triton.jit
+def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """16 rows from row `row` of every column, or the nearest there are: a tile [16, 32], read in long vectors."""
+    return tl.load(place_tile(base, past, row, L, stride, E, F)[0])
+
+
+@triton.jit
+def load_gradient(dy, row, L, D: tl.constexpr):
+    """16 rows of the output's gradient, zeros outside the sequence: a tile [16, 32]."""
+    t = row[None, :] + tl.arange(0, 16)[:, None]
+    return tl.load(dy[None, :] + t * D, mask=(t >= 0) & (t < L), other=0.0)
 
 
 @triton.jit
@@ -164,19 +213,6 @@ def load_above(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
         t = row - j
         kept = past + tl.maximum(t + F - 1, 0) * E
         rows = rows + (tl.load(tl.where(t < 0, kept, base + tl.minimum(t, L - 1) * stride)).to(tl.float32),)
-    return rows
-
-
-@triton.jit
-def load_gradient(dy, nothing, row, L, D: tl.constexpr, CHECK: tl.constexpr):
-    """16 rows of the output's gradient; outside the sequence `nothing` [16, D] is read, which is zeros."""
-    rows = ()
-    if CHECK:
-        rows = load_block(dy, row, L, D, True)
-    else:
-        p = tl.where((row >= 0) & (row < L), dy + row * D, nothing)
-        for j in tl.static_range(16):
-            rows = rows + (tl.load(p + j * D),)
     return rows
 
 
@@ -204,17 +240,3 @@ def place_rows(L, SEGMENTS: tl.constexpr, rows):
     """The first row of a program and the blocks of each of its segments: `rows` in all, fewer at the end."""
     row = tl.program_id(1).to(tl.int64) * rows
     return row, (tl.minimum(rows, L - row) + 16 * SEGMENTS - 1) // (16 * SEGMENTS)
-
-
-@triton.jit
-def fetch(near, row, L, stride: tl.constexpr):
-    """Ask the L2 cache for rows that are read a little later, one row a lane."""
-    at = tl.minimum(tl.maximum(row, 0), L - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [(near + at * stride).to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
