@@ -177,7 +177,7 @@ def banded_down(
         dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
         at, t = place_tile(dz, dz_past, row - 16 - (F - 1), L, 3 * D, 3 * D, F)
         # rows above the sequence's first are the state's, and the first segment's to store
-        own = (t >= tl.where(first == 0, 1 - F, first)[None, :]) & (t < end[None, :]) & mask[None, :]
+        own = (t >= tl.where(first == 0, 1 - F, first)[:, None]) & (t < end[:, None]) & mask[:, None]
         tl.store(at, tile_of(dz_rows, operand), mask=own)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         blocks = shift(operand_of(w, unit, 1), blocks, BLOCKS)
@@ -337,8 +337,8 @@ def banded_up(
             dk = times(whole, v)
             dv = times(whole, k)
             if i < count:
-                t = row[None, :] + tl.arange(0, 16)[:, None]
-                out, own = dz[None, :] + t * (3 * D), mask[None, :] & (t < end[None, :])
+                t = row[:, None] + tl.arange(0, 16)[None, :]
+                out, own = dz[:, None] + t * (3 * D), mask[:, None] & (t < end[:, None])
                 tl.store(out + D, tile_of(transpose_up(dk, dk_below, filters[1], F), operand), mask=own)
                 tl.store(out + 2 * D, tile_of(transpose_up(dv, dv_below, filters[2], F), operand), mask=own)
                 d_k = correlate_block(d_k, dk, k_rows, k_below, F, BIAS)

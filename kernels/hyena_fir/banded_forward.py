@@ -128,8 +128,8 @@ def banded_forward(
         out = ()
         for j in tl.static_range(16):
             out = out + (q[j] * (c[j] + direct * w[j]),)
-        t = (row - 16)[None, :] + tl.arange(0, 16)[:, None]
-        tl.store(y[None, :] + t * D, tile_of(out, operand), mask=mask[None, :] & (t < L))
+        t = (row - 16)[:, None] + tl.arange(0, 16)[None, :]
+        tl.store(y[:, None] + t * D, tile_of(out, operand), mask=mask[:, None] & (t < L))
         if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
             store_kept(w_last, w, row - 16, L, channel, mask & (row - 16 < L), D, K)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)

@@ -122,7 +122,7 @@ def multiply(a, b):
 @triton.jit
 def operand_of(rows, unit, TILES: tl.constexpr):
     """16 x [32] as the left operand of products: the unit matrix brings them into the layout that products keep."""
-    return batched(multiply(tl.trans(tile_of(rows, unit.dtype)), unit).to(unit.dtype), TILES)
+    return batched(multiply(tile_of(rows, unit.dtype), unit).to(unit.dtype), TILES)
 
 
 @triton.jit
@@ -166,8 +166,8 @@ def turned(block):
 
 @triton.jit
 def rows_of(tile):
-    """A tile [16, 32] as its rows: 16 x [32], a column a thread."""
-    return unpack(tl.trans(tile))
+    """A tile [32, 16] as its rows: 16 x [32], a column a thread."""
+    return unpack(tile)
 
 
 @triton.jit
@@ -176,33 +176,33 @@ def tile_of(rows, dtype):
     narrow = ()
     for j in tl.static_range(16):
         narrow = narrow + (rows[j].to(dtype),)
-    return tl.trans(pack(narrow))
+    return pack(narrow)
 
 
 @triton.jit
 def place_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """The addresses [16, 32] of 16 rows of a projection, and their numbers; above its first row lies the state.
+    """The addresses [32, 16] of 16 rows of a projection, and their numbers; above its first row lies the state.
 
     Rows even further above, and rows beyond the last, are given the address of the nearest.
     """
-    t = row[None, :] + tl.arange(0, 16)[:, None]
-    inside = base[None, :] + tl.minimum(t, L - 1) * stride
+    t = row[:, None] + tl.arange(0, 16)[None, :]
+    inside = base[:, None] + tl.minimum(t, L - 1) * stride
     if F == 1:
         return inside - tl.minimum(t, 0) * stride, t
-    return tl.where(t < 0, past[None, :] + tl.maximum(t + F - 1, 0) * E, inside), t
+    return tl.where(t < 0, past[:, None] + tl.maximum(t + F - 1, 0) * E, inside), t
 
 
 @triton.jit
 def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """16 rows from row `row` of every column, or the nearest there are: a tile [16, 32], read in long vectors."""
+    """16 rows from row `row` of every column, or the nearest there are: a tile [32, 16], read in long vectors."""
     return tl.load(place_tile(base, past, row, L, stride, E, F)[0])
 
 
 @triton.jit
 def load_gradient(dy, row, L, D: tl.constexpr):
-    """16 rows of the output's gradient, zeros outside the sequence: a tile [16, 32]."""
-    t = row[None, :] + tl.arange(0, 16)[:, None]
-    return tl.load(dy[None, :] + t * D, mask=(t >= 0) & (t < L), other=0.0)
+    """16 rows of the output's gradient, zeros outside the sequence: a tile [32, 16]."""
+    t = row[:, None] + tl.arange(0, 16)[None, :]
+    return tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0)
 
 
 @triton.jit
