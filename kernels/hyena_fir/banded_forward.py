@@ -9,6 +9,7 @@ from kernels.hyena_fir.tiles import (
     columns,
     convolve,
     identity,
+    in_pairs,
     load_above,
     load_kept,
     load_tile,
@@ -45,10 +46,10 @@ def times(a, b):
 
 
 @triton.jit
-def gate(k_tile, v_tile, k_past, v_past, filters, F: tl.constexpr):
+def gate(k_tile, v_tile, k_past, v_past, filters, operand, F: tl.constexpr):
     """16 gated inputs, and k's and v's rows before the next block."""
-    k, k_past = featurize_block(rows_of(k_tile), k_past, filters[1], F)
-    v, v_past = featurize_block(rows_of(v_tile), v_past, filters[2], F)
+    k, k_past = featurize_block(rows_of(k_tile, operand), k_past, filters[1], F)
+    v, v_past = featurize_block(rows_of(v_tile, operand), v_past, filters[2], F)
     return times(k, v), k_past, v_past
 
 
@@ -90,6 +91,7 @@ def banded_forward(
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
+    PAIRS: tl.constexpr = in_pairs(D, G, CHANNELS, TILES, operand)
     channel, segment, mask = columns(D, G, CHANNELS, TILES)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
@@ -110,21 +112,21 @@ def banded_forward(
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
     w = zeros(16, channel)
+    k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
+    v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
     for _ in range(BLOCKS):
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
         if start == 0:
             w = with_state(w, w_past, row, channel, mask, D, K)
-        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)
         row += 16
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
+        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)
+    q_tile = load_tile(z, z_past, first, L, stride, 3 * D, F, PAIRS)
     for i in range(count):
-        # rows travel during the products: these of q, and the next of k and v
-        q_tile = load_tile(z, z_past, row - 16, L, stride, 3 * D, F)
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
         c = convolve(blocks, matrices, BLOCKS)
-        q, q_past = featurize_block(rows_of(q_tile), q_past, filters[0], F)
+        q, q_past = featurize_block(rows_of(q_tile, operand), q_past, filters[0], F)
+        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F, PAIRS)
         out = ()
         for j in tl.static_range(16):
             out = out + (q[j] * (c[j] + direct * w[j]),)
@@ -132,6 +134,8 @@ def banded_forward(
         tl.store(y[:, None] + t * D, tile_of(out, operand), mask=mask[:, None] & (t < L))
         if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
             store_kept(w_last, w, row - 16, L, channel, mask & (row - 16 < L), D, K)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
-        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
         row += 16
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
+        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)

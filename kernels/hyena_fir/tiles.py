@@ -164,10 +164,35 @@ def turned(block):
         return tl.reshape(tl.permute(tl.reshape(squares, (4, 8, 2, 8)), (0, 3, 2, 1)), (32, 16))
 
 
+@triton.constexpr_function
+def in_pairs(D, G, CHANNELS, TILES, dtype):
+    """Whether every tile's channels are neighbours in memory, and two of them fill 32 bits."""
+    return D % (G * CHANNELS) == 0 and D % (TILES * CHANNELS) == 0 and CHANNELS > 1 and dtype.primitive_bitwidth == 16
+
+
 @triton.jit
-def rows_of(tile):
-    """A tile [32, 16] as its rows: 16 x [32], a column a thread."""
-    return unpack(tile)
+def closed(tile, PAIRS: tl.constexpr):
+    """A tile [32, 16] as it waits for its use: where PAIRS, neighbours in a row as one int32 [16, 16].
+
+    Numbers of 16 bits that wait would be taken apart as soon as they arrive, which is to wait for them.
+    """
+    if PAIRS:
+        low, high = tl.split(tl.permute(tl.reshape(tile, (16, 2, 16)), (0, 2, 1)))
+        low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        return low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+    else:
+        return tile
+
+
+@triton.jit
+def rows_of(tile, operand):
+    """A tile as its rows: 16 x [32], a column a thread."""
+    if tile.shape[0] == 16:
+        low = tile.to(tl.int16).to(operand, bitcast=True)
+        high = (tile >> 16).to(tl.int16).to(operand, bitcast=True)
+        return unpack(tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (32, 16)))
+    else:
+        return unpack(tile)
 
 
 @triton.jit
@@ -193,16 +218,16 @@ def place_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
 
 
 @triton.jit
-def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr, PAIRS: tl.constexpr):
     """16 rows from row `row` of every column, or the nearest there are: a tile [32, 16], read in long vectors."""
-    return tl.load(place_tile(base, past, row, L, stride, E, F)[0])
+    return closed(tl.load(place_tile(base, past, row, L, stride, E, F)[0]), PAIRS)
 
 
 @triton.jit
-def load_gradient(dy, row, L, D: tl.constexpr):
+def load_gradient(dy, row, L, D: tl.constexpr, PAIRS: tl.constexpr):
     """16 rows of the output's gradient, zeros outside the sequence: a tile [32, 16]."""
     t = row[:, None] + tl.arange(0, 16)[None, :]
-    return tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0)
+    return closed(tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0), PAIRS)
 
 
 @triton.jit
