@@ -154,8 +154,6 @@ def banded_down(
         q_rows = rows_of(q_tile, operand)
         q, q_next = featurize_block(q_rows, q_past, filters[0], F)
         dy_rows = rows_of(dy_tile, operand)
-        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F, PAIRS)
-        dy_tile = load_gradient(dy, row, L, D, PAIRS)
         counted = (i < count).to(tl.float32)  # the block below is another program's to count
         dq = ()
         narrow = ()
@@ -183,6 +181,8 @@ def banded_down(
         # rows above the sequence's first are the state's, and the first segment's to store
         own = (t >= tl.where(first == 0, 1 - F, first)[:, None]) & (t < end[:, None]) & mask[:, None]
         tl.store(at, tile_of(dz_rows, operand), mask=own)
+        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F, PAIRS)
+        dy_tile = load_gradient(dy, row, L, D, PAIRS)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
         row += 16
         k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
