@@ -16,7 +16,7 @@ from kernels.hyena_fir.tiles import (
     columns,
     convolve,
     identity,
-    in_pairs,
+    interleaved,
     load_above,
     load_gradient,
     load_kept,
@@ -98,6 +98,7 @@ def banded_down(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr = 3,
 ):
     """The gradients of q and of the filter.
 
@@ -107,7 +108,6 @@ def banded_down(
     SEGMENTS: tl.constexpr = 32 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    PAIRS: tl.constexpr = in_pairs(D, G, CHANNELS, 1, operand)
     channel, segment, mask = columns(D, G, CHANNELS, 1)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
@@ -125,7 +125,7 @@ def banded_down(
     first = start + segment * count * 16
     end = tl.minimum(first + count * 16, L)
     row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(unit, 1, BLOCKS)
+    blocks = no_blocks(operand, BLOCKS)
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
@@ -134,26 +134,26 @@ def banded_down(
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
     dq_above = zeros(F - 1, channel)
-    w = zeros(16, channel)
-    # the next rows travel while these are computed
-    k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-    v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-    for _ in range(BLOCKS):
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
+    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         if start == 0:
             w = with_state(w, w_past, row, channel, mask, D, K)
+        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         row += 16
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(w, unit, 1), blocks, BLOCKS)
-    q_tile = load_tile(z, z_past, first, L, stride, 3 * D, F, PAIRS)
-    dy_tile = load_gradient(dy, first, L, D, PAIRS)
     # one block more than the segment's: its last rows wait for the first gradients below them
-    for i in range(count + 1):
-        c = convolve(blocks, matrices, BLOCKS)
-        q_rows = rows_of(q_tile, operand)
+    for i in tl.range(count + 1, num_stages=STAGES):
+        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        dy_tile = load_gradient(dy, row, L, D)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
+        c = convolve(blocks, matrices, 1, BLOCKS)
+        q_rows = rows_of(q_tile)
         q, q_next = featurize_block(q_rows, q_past, filters[0], F)
-        dy_rows = rows_of(dy_tile, operand)
+        dy_rows = rows_of(dy_tile)
         counted = (i < count).to(tl.float32)  # the block below is another program's to count
         dq = ()
         narrow = ()
@@ -165,10 +165,10 @@ def banded_down(
             kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
             narrow = narrow + (kept.to(operand),)
         # the unit matrix again: one product spares moving the operand for each of the next
-        gradient = multiply(unit, tl.trans(pack(narrow))).to(operand)
+        gradient = interleaved(multiply(unit, tl.trans(pack(narrow))).to(operand))
         more_taps = ()
         for d in tl.static_range(BLOCKS):
-            more_taps = more_taps + (tl.dot(gradient, turned(blocks[d]), d_taps[d], input_precision="tf32x3"),)
+            more_taps = more_taps + (tl.dot(gradient, turned(blocks[d], operand), d_taps[d], input_precision="tf32x3"),)
         d_taps = more_taps
         block_q = correlate_block(zeros(F + BIAS, channel), dq, q_rows, q_past, F, BIAS)
         more_q = ()
@@ -177,17 +177,11 @@ def banded_down(
         d_q = more_q
         q_past = q_next
         dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
-        at, t = place_tile(dz, dz_past, row - 16 - (F - 1), L, 3 * D, 3 * D, F)
+        at, t = place_tile(dz, dz_past, row - (F - 1), L, 3 * D, 3 * D, F)
         # rows above the sequence's first are the state's, and the first segment's to store
         own = (t >= tl.where(first == 0, 1 - F, first)[:, None]) & (t < end[:, None]) & mask[:, None]
         tl.store(at, tile_of(dz_rows, operand), mask=own)
-        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F, PAIRS)
-        dy_tile = load_gradient(dy, row, L, D, PAIRS)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
         row += 16
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(w, unit, 1), blocks, BLOCKS)
 
     program = b * tl.num_programs(1) + tl.program_id(1)
     tile = program * tl.num_programs(0) + tl.program_id(0)
@@ -199,12 +193,12 @@ def banded_down(
 
 
 @triton.jit
-def aligned(tile, below, operand, F: tl.constexpr):
+def aligned(tile, below, F: tl.constexpr):
     """The 16 rows of a block and the F-1 above it, newest first, from a tile that begins with the latter.
 
     `below` are the block's last F-1 rows, newest first, that such a tile lacks.
     """
-    rows = widen(rows_of(tile, operand))
+    rows = widen(rows_of(tile))
     for j in tl.static_range(1, F):
         rows = rows + (below[F - 1 - j],)
     above = ()
@@ -214,11 +208,11 @@ def aligned(tile, below, operand, F: tl.constexpr):
 
 
 @triton.jit
-def gate_gradient(dy_tile, q_tile, q_below, filter, operand, F: tl.constexpr):
+def gate_gradient(dy_tile, q_tile, q_below, filter, F: tl.constexpr):
     """16 gradients of the inner filter's outputs, and q's last rows of the block above."""
-    q_rows, q_above = aligned(q_tile, q_below, operand, F)
+    q_rows, q_above = aligned(q_tile, q_below, F)
     q = featurize_block(q_rows, q_above, filter, F)[0]
-    return times(widen(rows_of(dy_tile, operand)), q), q_above
+    return times(widen(rows_of(dy_tile)), q), q_above
 
 
 @triton.jit
@@ -270,6 +264,7 @@ def banded_up(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr = 3,
 ):
     """The gradients of k and v.
 
@@ -279,7 +274,6 @@ def banded_up(
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    PAIRS: tl.constexpr = in_pairs(D, G, CHANNELS, 2, operand)
     channel, segment, mask = columns(D, G, CHANNELS, 2)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
@@ -299,7 +293,7 @@ def banded_up(
     first = start + segment * count * 16
     end = tl.minimum(first + count * 16, L)
     row = first + (count + BLOCKS - 1) * 16
-    blocks = no_blocks(unit, 2, BLOCKS)
+    blocks = no_blocks(operand, BLOCKS)
     dk_below = zeros(F - 1, channel)
     dv_below = zeros(F - 1, channel)
     d_k = zeros(F + BIAS, channel)
@@ -307,26 +301,25 @@ def banded_up(
     d_skip = tl.zeros((32,), tl.float32)
     # tiles begin with the F-1 rows above their block, which the featurizer reads; its last F-1 rows came before
     q_below = load_above(z, z_past, row + 16, L, stride, 3 * D, F)
-    dc = zeros(16, channel)
-    # the next rows travel while these are computed
-    dy_tile = load_gradient(dy, row, L, D, PAIRS)
-    q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F, PAIRS)
-    # the block beyond the segment's, whose first gradients the last rows need, and the outputs that its inputs reach
-    for _ in range(BLOCKS):
-        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], operand, F)
+    # the outputs beyond the segment that its inputs reach
+    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+        dy_tile = load_gradient(dy, row, L, D)
+        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
+        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         row -= 16
-        dy_tile = load_gradient(dy, row, L, D, PAIRS)
-        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(dc, unit, 2), blocks, BLOCKS)
-    row += 16
     k_below = load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F)
     v_below = load_above(z + 2 * D, z_past + 2 * D, row + 16, L, stride, 3 * D, F)
-    k_tile = load_tile(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F, PAIRS)
-    v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F, PAIRS)
-    # above the sequence, the state's rows
-    for back in range(count + BLOCKS if start == 0 else count + 1):
+    # one block beyond the segment's, whose first gradients the last rows need; above the sequence, the state's rows
+    for back in tl.range(count + BLOCKS if start == 0 else count + 1, num_stages=STAGES):
         i = count - back
-        dw = convolve(blocks, matrices, BLOCKS)
+        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
+        k_tile = load_tile(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
+        dy_tile = load_gradient(dy, row, L, D)
+        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
+        dw = convolve(blocks, matrices, 2, BLOCKS)
         if i >= 0:
             whole = ()
             for j in tl.static_range(16):
@@ -337,10 +330,8 @@ def banded_up(
                 for j in tl.static_range(16):
                     more = more + (whole[j] + kept[j],)
                 whole = more
-            k_rows, k_below = aligned(k_tile, k_below, operand, F)
-            v_rows, v_below = aligned(v_tile, v_below, operand, F)
-            k_tile = load_tile(z + D, z_past + D, row - 16 - (F - 1), L, stride, 3 * D, F, PAIRS)
-            v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - 16 - (F - 1), L, stride, 3 * D, F, PAIRS)
+            k_rows, k_below = aligned(k_tile, k_below, F)
+            v_rows, v_below = aligned(v_tile, v_below, F)
             k = featurize_block(k_rows, k_below, filters[1], F)[0]
             v = featurize_block(v_rows, v_below, filters[2], F)[0]
             dk = times(whole, v)
@@ -359,11 +350,7 @@ def banded_up(
             dv_below = dv[: F - 1]
         else:
             store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
-        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], operand, F)
         row -= 16
-        dy_tile = load_gradient(dy, row - 16, L, D, PAIRS)
-        q_tile = load_tile(z, z_past, row - 16 - (F - 1), L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(dc, unit, 2), blocks, BLOCKS)
     if start == 0:
         store_past(dz_past + D, dk_below, filters[1], mask & (first == 0), 3 * D, F)
         store_past(dz_past + 2 * D, dv_below, filters[2], mask & (first == 0), 3 * D, F)

@@ -9,7 +9,6 @@ from kernels.hyena_fir.tiles import (
     columns,
     convolve,
     identity,
-    in_pairs,
     load_above,
     load_kept,
     load_tile,
@@ -22,7 +21,7 @@ from kernels.hyena_fir.tiles import (
     tile_of,
     toeplitz,
 )
-from kernels.rows import feature, load_filters, push, zeros
+from kernels.rows import feature, load_filters, push
 
 
 @triton.jit
@@ -46,10 +45,10 @@ def times(a, b):
 
 
 @triton.jit
-def gate(k_tile, v_tile, k_past, v_past, filters, operand, F: tl.constexpr):
+def gate(k_tile, v_tile, k_past, v_past, filters, F: tl.constexpr):
     """16 gated inputs, and k's and v's rows before the next block."""
-    k, k_past = featurize_block(rows_of(k_tile, operand), k_past, filters[1], F)
-    v, v_past = featurize_block(rows_of(v_tile, operand), v_past, filters[2], F)
+    k, k_past = featurize_block(rows_of(k_tile), k_past, filters[1], F)
+    v, v_past = featurize_block(rows_of(v_tile), v_past, filters[2], F)
     return times(k, v), k_past, v_past
 
 
@@ -85,13 +84,13 @@ def banded_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr = 3,
 ):
     """Rows [rows i, rows (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs."""
     TILES: tl.constexpr = 2
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    PAIRS: tl.constexpr = in_pairs(D, G, CHANNELS, TILES, operand)
     channel, segment, mask = columns(D, G, CHANNELS, TILES)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
@@ -107,35 +106,32 @@ def banded_forward(
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(unit, TILES, BLOCKS)
+    blocks = no_blocks(operand, BLOCKS)
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-    w = zeros(16, channel)
-    k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-    v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-    for _ in range(BLOCKS):
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
+    # loads are started STAGES-1 rounds before their use
+    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         if start == 0:
             w = with_state(w, w_past, row, channel, mask, D, K)
+        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         row += 16
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)
-    q_tile = load_tile(z, z_past, first, L, stride, 3 * D, F, PAIRS)
-    for i in range(count):
-        c = convolve(blocks, matrices, BLOCKS)
-        q, q_past = featurize_block(rows_of(q_tile, operand), q_past, filters[0], F)
-        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F, PAIRS)
+    for i in tl.range(count, num_stages=STAGES):
+        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
+        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
+        c = convolve(blocks, matrices, TILES, BLOCKS)
+        q, q_past = featurize_block(rows_of(q_tile), q_past, filters[0], F)
         out = ()
         for j in tl.static_range(16):
             out = out + (q[j] * (c[j] + direct * w[j]),)
-        t = (row - 16)[:, None] + tl.arange(0, 16)[None, :]
+        t = row[:, None] + tl.arange(0, 16)[None, :]
         tl.store(y[:, None] + t * D, tile_of(out, operand), mask=mask[:, None] & (t < L))
         if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
-            store_kept(w_last, w, row - 16, L, channel, mask & (row - 16 < L), D, K)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, operand, F)
+            store_kept(w_last, w, row, L, channel, mask & (row < L), D, K)
         row += 16
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F, PAIRS)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F, PAIRS)
-        blocks = shift(operand_of(w, unit, TILES), blocks, BLOCKS)

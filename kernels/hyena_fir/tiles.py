@@ -59,9 +59,10 @@ def toeplitz(
     column = tl.arange(0, 16)[None, :]
     group, _ = tile_group(tl.program_id(0) * TILES + row // 16, D, G, CHANNELS)
     group = tl.minimum(group, G - 1)
+    row = row % 4 // 2 * 8 + row % 16 // 4 * 2 + row % 2  # as `interleaved` orders columns
     out = ()
     for d in tl.static_range((K + 14) // 16 + 1):
-        at = K - 1 - 16 * d - row % 16 + column if TRANSPOSED else 16 * d + column - row % 16
+        at = K - 1 - 16 * d - row + column if TRANSPOSED else 16 * d + column - row
         matrix = tl.load(taps + group * K + at, mask=(at >= 0) & (at < K), other=0.0).to(operand)
         out = out + (batched(matrix, TILES),)
     return out
@@ -74,6 +75,42 @@ def batched(x, TILES: tl.constexpr):
         return x
     else:
         return tl.reshape(x, (TILES, x.shape[0] // TILES, 16))
+
+
+@triton.jit
+def bits_of(x, dtype):
+    """A float32 matrix [32, 16] of numbers of `dtype`, as int32: of numbers of 16 bits two neighbours each, [32, 8]."""
+    if dtype.primitive_bitwidth == 32:
+        return x.to(tl.int32, bitcast=True)
+    else:
+        low, high = tl.split(tl.reshape(x, (32, 8, 2)))
+        if dtype == tl.bfloat16:  # the upper half of a float32
+            return ((low.to(tl.int32, bitcast=True) >> 16) & 0xFFFF) | (high.to(tl.int32, bitcast=True) & -65536)
+        else:
+            low = low.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+            return low | (high.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+
+
+@triton.jit
+def matrix_of(bits, dtype):
+    """The matrix [32, 16] again."""
+    if dtype.primitive_bitwidth == 32:
+        return bits.to(dtype, bitcast=True)
+    else:
+        both = tl.join(bits.to(tl.int16), (bits >> 16).to(tl.int16))
+        return tl.reshape(both, (32, 16)).to(dtype, bitcast=True)
+
+
+@triton.jit
+def interleaved(x):
+    """A left operand with the columns of every 16 in the order 0 1 8 9, 2 3 10 11, and so on.
+
+    A product reads four neighbours a thread and leaves two and two: in this order the same registers are both.
+    """
+    rows: tl.constexpr = x.shape[0]
+    sixteens: tl.constexpr = x.shape[1] // 16
+    apart = tl.permute(tl.reshape(x, (rows, sixteens, 2, 4, 2)), (0, 1, 3, 2, 4))
+    return tl.reshape(apart, (rows, x.shape[1]))
 
 
 @triton.jit
@@ -120,79 +157,67 @@ def multiply(a, b):
 
 
 @triton.jit
-def operand_of(rows, unit, TILES: tl.constexpr):
+def operand_of(rows, unit):
     """16 x [32] as the left operand of products: the unit matrix brings them into the layout that products keep."""
-    return batched(multiply(tile_of(rows, unit.dtype), unit).to(unit.dtype), TILES)
+    return bits_of(multiply(tile_of(rows, unit.dtype), unit), unit.dtype)
 
 
 @triton.jit
-def convolve(blocks, matrices, BLOCKS: tl.constexpr):
+def convolve(blocks, matrices, TILES: tl.constexpr, BLOCKS: tl.constexpr):
     """A block of outputs, from its own inputs and the BLOCKS-1 blocks before (or, transposed, behind)."""
-    out = multiply(blocks[0], matrices[0])
+    operand: tl.constexpr = matrices[0].dtype
+    out = multiply(batched(interleaved(matrix_of(blocks[0], operand)), TILES), matrices[0])
     for d in tl.static_range(1, BLOCKS):
-        out = tl.dot(blocks[d], matrices[d], out, input_precision="tf32x3")
+        block = batched(interleaved(matrix_of(blocks[d], operand)), TILES)
+        out = tl.dot(block, matrices[d], out, input_precision="tf32x3")
     return unpack(tl.reshape(out, (32, 16)))
 
 
 @triton.jit
-def no_blocks(unit, TILES: tl.constexpr, BLOCKS: tl.constexpr):
+def no_blocks(operand: tl.constexpr, BLOCKS: tl.constexpr):
     """BLOCKS blocks of zeros, as operands of products."""
     out = ()
     for _ in tl.static_range(BLOCKS):
-        out = out + (batched(tl.zeros((32, 16), unit.dtype), TILES),)
+        out = out + (tl.zeros((32, operand.primitive_bitwidth // 2), tl.int32),)
     return out
 
 
 @triton.jit
 def shift(newest, blocks, BLOCKS: tl.constexpr):
-    """The operands of the next block and the BLOCKS-1 before it."""
-    return (newest,) + blocks[: BLOCKS - 1]
+    """The operands of a block and the BLOCKS-1 before it.
+
+    The compiler prefetches only in loops that hand no value on unchanged for two rounds: so blocks move.
+    """
+    out = (newest,)
+    for d in tl.static_range(BLOCKS - 1):
+        if INTERPRETED:
+            out = out + (blocks[d],)
+        else:
+            moved = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [blocks[d]], tl.int32, is_pure=True, pack=1)
+            out = out + (moved,)
+    return out
 
 
 @triton.jit
-def turned(block):
-    """A block [32, 16] as the right operand of a product over its columns: transposed, 8 x 8 numbers at a time.
+def turned(block, operand):
+    """A block as the right operand [32, 16] of a product over its columns, interleaved: transposed 8 x 8 at a time.
 
-    As `block` itself, but in the layout that the product wants: the compiler does not know this instruction.
+    The same numbers, but in the layout that the product wants: the compiler does not know this instruction.
     """
-    if INTERPRETED or block.dtype.primitive_bitwidth != 16:
-        return block
+    if INTERPRETED or operand.primitive_bitwidth != 16:
+        apart = tl.permute(tl.reshape(matrix_of(block, operand), (2, 2, 4, 2, 16)), (0, 2, 1, 3, 4))
     else:
         squares = tl.inline_asm_elementwise(
-            "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", [block], dtype=block.dtype, is_pure=True, pack=2
+            "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", [block], tl.int32, is_pure=True, pack=1
         )
-        return tl.reshape(tl.permute(tl.reshape(squares, (4, 8, 2, 8)), (0, 3, 2, 1)), (32, 16))
-
-
-@triton.constexpr_function
-def in_pairs(D, G, CHANNELS, TILES, dtype):
-    """Whether every tile's channels are neighbours in memory, and two of them fill 32 bits."""
-    return D % (G * CHANNELS) == 0 and D % (TILES * CHANNELS) == 0 and CHANNELS > 1 and dtype.primitive_bitwidth == 16
+        apart = tl.permute(tl.reshape(matrix_of(squares, operand), (2, 2, 8, 2, 4, 2)), (0, 4, 1, 5, 3, 2))
+    return tl.reshape(apart, (32, 16))
 
 
 @triton.jit
-def closed(tile, PAIRS: tl.constexpr):
-    """A tile [32, 16] as it waits for its use: where PAIRS, neighbours in a row as one int32 [16, 16].
-
-    Numbers of 16 bits that wait would be taken apart as soon as they arrive, which is to wait for them.
-    """
-    if PAIRS:
-        low, high = tl.split(tl.permute(tl.reshape(tile, (16, 2, 16)), (0, 2, 1)))
-        low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        return low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-    else:
-        return tile
-
-
-@triton.jit
-def rows_of(tile, operand):
-    """A tile as its rows: 16 x [32], a column a thread."""
-    if tile.shape[0] == 16:
-        low = tile.to(tl.int16).to(operand, bitcast=True)
-        high = (tile >> 16).to(tl.int16).to(operand, bitcast=True)
-        return unpack(tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (32, 16)))
-    else:
-        return unpack(tile)
+def rows_of(tile):
+    """A tile [32, 16] as its rows: 16 x [32], a column a thread."""
+    return unpack(tile)
 
 
 @triton.jit
@@ -218,16 +243,16 @@ def place_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
 
 
 @triton.jit
-def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr, PAIRS: tl.constexpr):
+def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
     """16 rows from row `row` of every column, or the nearest there are: a tile [32, 16], read in long vectors."""
-    return closed(tl.load(place_tile(base, past, row, L, stride, E, F)[0]), PAIRS)
+    return tl.load(place_tile(base, past, row, L, stride, E, F)[0])
 
 
 @triton.jit
-def load_gradient(dy, row, L, D: tl.constexpr, PAIRS: tl.constexpr):
+def load_gradient(dy, row, L, D: tl.constexpr):
     """16 rows of the output's gradient, zeros outside the sequence: a tile [32, 16]."""
     t = row[:, None] + tl.arange(0, 16)[None, :]
-    return closed(tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0), PAIRS)
+    return tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0)
 
 
 @triton.jit
