@@ -98,7 +98,6 @@ def banded_down(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STAGES: tl.constexpr = 3,
 ):
     """The gradients of q and of the filter.
 
@@ -134,7 +133,7 @@ def banded_down(
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
     dq_above = zeros(F - 1, channel)
-    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+    for _ in tl.range(BLOCKS - 1, num_stages=3):
         k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
         v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
@@ -143,7 +142,7 @@ def banded_down(
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         row += 16
     # one block more than the segment's: its last rows wait for the first gradients below them
-    for i in tl.range(count + 1, num_stages=STAGES):
+    for i in tl.range(count + 1, num_stages=3):
         q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
         k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
         v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
@@ -190,6 +189,24 @@ def banded_down(
         tl.store(partial_taps + (tile * BLOCKS + d) * 256 + entry, d_taps[d])
     partial += (program * SEGMENTS + segment) * (F + BIAS) * D
     store_sums(partial, d_q, channel, mask, D, F + BIAS)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def sum_taps(partial_taps, dtaps, programs, K: tl.constexpr, TILES: tl.constexpr, BLOCKS: tl.constexpr):
+    """Sum the gradients of a group's Toeplitz blocks over programs, tiles and diagonals: 16 taps of dtaps [G, K]."""
+    group, d = tl.program_id(0), tl.program_id(1)
+    tap = tl.arange(0, 16)[:, None]
+    t = tl.arange(0, 16)[None, :]
+    # entry (t, s) of the block at distance d belongs to tap 16 d + t - s
+    block = d + (t < tap).to(tl.int32)
+    entry = block * 256 + t * 16 + (t - tap + 16) % 16
+    total = tl.zeros((16, 16), tl.float32)
+    for program in range(programs):
+        for tile in range(TILES):
+            first = (program * tl.num_programs(0) + group).to(tl.int64) * TILES + tile
+            total += tl.load(partial_taps + first * BLOCKS * 256 + entry, mask=block < BLOCKS, other=0.0)
+    k = d * 16 + tl.arange(0, 16)
+    tl.store(dtaps + group * K + k, tl.sum(total, axis=1), mask=k < K)
 
 
 @triton.jit
@@ -264,7 +281,6 @@ def banded_up(
     SKIP: tl.constexpr,
     LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STAGES: tl.constexpr = 3,
 ):
     """The gradients of k and v.
 
@@ -302,7 +318,7 @@ def banded_up(
     # tiles begin with the F-1 rows above their block, which the featurizer reads; its last F-1 rows came before
     q_below = load_above(z, z_past, row + 16, L, stride, 3 * D, F)
     # the outputs beyond the segment that its inputs reach
-    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+    for _ in tl.range(BLOCKS - 1, num_stages=2):
         dy_tile = load_gradient(dy, row, L, D)
         q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
         dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
@@ -310,9 +326,8 @@ def banded_up(
         row -= 16
     k_below = load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F)
     v_below = load_above(z + 2 * D, z_past + 2 * D, row + 16, L, stride, 3 * D, F)
-    # one block beyond the segment's, whose first gradients the last rows need; above the sequence, the state's rows
-    for back in tl.range(count + BLOCKS if start == 0 else count + 1, num_stages=STAGES):
-        i = count - back
+    # one block beyond the segment's, whose first gradients the last rows need
+    for back in tl.range(count + 1, num_stages=2):
         q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
         k_tile = load_tile(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F)
         v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
@@ -320,40 +335,43 @@ def banded_up(
         dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
         blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         dw = convolve(blocks, matrices, 2, BLOCKS)
-        if i >= 0:
-            whole = ()
+        whole = ()
+        for j in tl.static_range(16):
+            whole = whole + (dw[j] + direct * dc[j] if SKIP else dw[j],)
+        if LAST:
+            kept = load_kept(dw_last, row, L, channel, mask & (row < L), D, K)
+            more = ()
             for j in tl.static_range(16):
-                whole = whole + (dw[j] + direct * dc[j] if SKIP else dw[j],)
-            if LAST:
-                kept = load_kept(dw_last, row, L, channel, mask & (row < L), D, K)
-                more = ()
+                more = more + (whole[j] + kept[j],)
+            whole = more
+        k_rows, k_below = aligned(k_tile, k_below, F)
+        v_rows, v_below = aligned(v_tile, v_below, F)
+        k = featurize_block(k_rows, k_below, filters[1], F)[0]
+        v = featurize_block(v_rows, v_below, filters[2], F)[0]
+        dk = times(whole, v)
+        dv = times(whole, k)
+        if back > 0:
+            t = row[:, None] + tl.arange(0, 16)[None, :]
+            out, own = dz[:, None] + t * (3 * D), mask[:, None] & (t < end[:, None])
+            tl.store(out + D, tile_of(transpose_up(dk, dk_below, filters[1], F), operand), mask=own)
+            tl.store(out + 2 * D, tile_of(transpose_up(dv, dv_below, filters[2], F), operand), mask=own)
+            d_k = correlate_block(d_k, dk, k_rows, k_below, F, BIAS)
+            d_v = correlate_block(d_v, dv, v_rows, v_below, F, BIAS)
+            if SKIP:
                 for j in tl.static_range(16):
-                    more = more + (whole[j] + kept[j],)
-                whole = more
-            k_rows, k_below = aligned(k_tile, k_below, F)
-            v_rows, v_below = aligned(v_tile, v_below, F)
-            k = featurize_block(k_rows, k_below, filters[1], F)[0]
-            v = featurize_block(v_rows, v_below, filters[2], F)[0]
-            dk = times(whole, v)
-            dv = times(whole, k)
-            if i < count:
-                t = row[:, None] + tl.arange(0, 16)[None, :]
-                out, own = dz[:, None] + t * (3 * D), mask[:, None] & (t < end[:, None])
-                tl.store(out + D, tile_of(transpose_up(dk, dk_below, filters[1], F), operand), mask=own)
-                tl.store(out + 2 * D, tile_of(transpose_up(dv, dv_below, filters[2], F), operand), mask=own)
-                d_k = correlate_block(d_k, dk, k_rows, k_below, F, BIAS)
-                d_v = correlate_block(d_v, dv, v_rows, v_below, F, BIAS)
-                if SKIP:
-                    for j in tl.static_range(16):
-                        d_skip += dc[j] * (k[j] * v[j])
-            dk_below = dk[: F - 1]
-            dv_below = dv[: F - 1]
-        else:
-            store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
+                    d_skip += dc[j] * (k[j] * v[j])
+        dk_below = dk[: F - 1]
+        dv_below = dv[: F - 1]
         row -= 16
     if start == 0:
         store_past(dz_past + D, dk_below, filters[1], mask & (first == 0), 3 * D, F)
         store_past(dz_past + 2 * D, dv_below, filters[2], mask & (first == 0), 3 * D, F)
+        # above the sequence, the state's rows
+        for _ in range(BLOCKS - 1):
+            blocks = shift(no_blocks(operand, 1)[0], blocks, BLOCKS)
+            dw = convolve(blocks, matrices, 2, BLOCKS)
+            store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
+            row -= 16
 
     program = b * tl.num_programs(1) + tl.program_id(1)
     partial += (program * SEGMENTS + segment) * (2 * (F + BIAS) + 1) * D

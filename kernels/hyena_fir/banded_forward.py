@@ -84,7 +84,6 @@ def banded_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STAGES: tl.constexpr = 3,
 ):
     """Rows [rows i, rows (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs."""
     TILES: tl.constexpr = 2
@@ -111,7 +110,7 @@ def banded_forward(
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
     # loads are started STAGES-1 rounds before their use
-    for _ in tl.range(BLOCKS - 1, num_stages=STAGES):
+    for _ in tl.range(BLOCKS - 1, num_stages=3):
         k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
         v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
@@ -119,7 +118,7 @@ def banded_forward(
             w = with_state(w, w_past, row, channel, mask, D, K)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         row += 16
-    for i in tl.range(count, num_stages=STAGES):
+    for i in tl.range(count, num_stages=3):
         q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
         k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
         v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)

@@ -14,8 +14,7 @@ from kernels.hyena_fir import direct_backward as direct_b
 from kernels.hyena_fir import direct_forward as direct_f
 from kernels.rows import FUSED
 
-_PROGRAMS = 4096  # enough of them fill a large GPU several times over
-_WARPS = 1024  # those that a large GPU runs at once, of programs that need all the registers of a warp
+_PROGRAMS = 1024  # enough for a large GPU: more would read more rows twice
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -50,10 +49,13 @@ class Inputs(NamedTuple):
         return {"stride": self.z.stride(1), "D": D, "G": G, "F": F, "K": K, **flags, **FUSED}
 
 
-def rows_a_program(B: int, L: int, D: int, channels: int, most: int) -> int:
-    """Choose how many rows a program walks down: as many as leave the GPU enough programs."""
+def rows_a_program(B: int, L: int, abreast: int, least: int, most: int) -> int:
+    """Choose how many rows a program walks, `abreast` of them side by side: as many as leave the GPU enough programs.
+
+    The most, halved until enough or as far as the least allows.
+    """
     rows = most
-    while rows > 16 and B * -(-L // rows) * -(-D // channels) < _PROGRAMS:
+    while rows // 2 >= least and B * abreast * -(-L // rows) < _PROGRAMS:
         rows //= 2
     return rows
 
@@ -71,7 +73,7 @@ def direct_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     B, L, D, *_ = inputs.sizes()
     y, w_last = inputs.z.new_empty(B, L, D), torch.empty_like(inputs.w_past)
     channels = 128
-    rows = rows_a_program(B, L, D, channels, most=256)
+    rows = rows_a_program(B, L, -(-D // channels), least=16, most=256)
     direct_f.direct_forward[-(-D // channels), -(-L // rows), B](
         *inputs,
         y,
@@ -95,7 +97,7 @@ def direct_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
     dz = inputs.z.new_empty(B, L, 3 * D)
     dz_past, dw_past = torch.empty_like(inputs.z_past), torch.empty_like(inputs.w_past)
     channels = 64
-    rows = rows_a_program(B, L, D, channels, most=512)
+    rows = rows_a_program(B, L, -(-D // channels), least=16, most=512)
     programs = -(-L // rows)
     sums = K + 3 * (F + (inputs.bias is not None))
     partial = dz.new_empty(B * programs, sums, D, dtype=torch.float32)
@@ -124,9 +126,9 @@ def direct_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
 
 def featurizer_gradients(sums: Tensor, F: int) -> tuple[Tensor, Tensor]:
     """Order the sums [3 (F + bias), D] as the featurizer's taps [3D, F] and bias [3D] (of no meaning without one)."""
-    thirds = sums.view(3, -1, sums.shape[1])
+    thirds = sums.unflatten(0, (3, -1)).transpose(1, 2)
     # copies: an operator's outputs must not share memory
-    return thirds[:, :F].transpose(1, 2).reshape(-1, F).clone(), thirds[:, -1].reshape(-1).clone()
+    return thirds[..., :F].flatten(0, 1).clone(memory_format=torch.contiguous_format), thirds[..., -1].flatten().clone()
 
 
 def carried_back(dw_past: Tensor, dw_last: Tensor | None, length: int) -> Tensor:
@@ -146,13 +148,10 @@ def tiles(D: int, G: int) -> int:
     return G * -(-(D // G) // tile_channels(D, G))
 
 
-def rows_a_walk(B: int, L: int, K: int, programs: int, segments: int) -> int:
-    """Choose how many rows a program with `segments` segments walks, `programs` of them lying side by side."""
-    past = 16 * ((K + 14) // 16)
-    rows = 4096 * segments
-    while rows // 2 >= max(past * segments, 128) and B * programs * -(-L // rows) < _WARPS:
-        rows //= 2
-    return rows
+def rows_a_walk(B: int, L: int, K: int, abreast: int, segments: int) -> int:
+    """Choose how many rows a program with `segments` segments walks: whole blocks, and all that a filter reaches."""
+    step, past = 16 * segments, 16 * ((K + 14) // 16)
+    return rows_a_program(B, L, abreast, least=step * -(-past // step), most=128 * step)
 
 
 def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -206,8 +205,10 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
         inputs.z.stride(0),
         **options,
     )
-    down = partial.sum(0)
-    dtaps = taps_gradient(partial_taps.sum(0), G, K)
+    dtaps = torch.empty_like(inputs.taps)
+    banded_b.sum_taps[G, -(-K // 16)](partial_taps, dtaps, B * programs, K, count // G, blocks, num_warps=1)
+    total = dz.new_empty(3 * sums + 1, D, dtype=torch.float32)
+    torch.sum(partial, 0, out=total[:sums])
 
     segments = 16 // channels
     pairs = -(-count // 2)
@@ -233,17 +234,6 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
         LAST=dw_last is not None,
         **options,
     )
-    up = partial.sum(0)
-    dfeaturizer, dbias = featurizer_gradients(torch.cat([down, up[:-1]]), F)
-    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, up[-1].clone()
-
-
-def taps_gradient(blocks: Tensor, G: int, K: int) -> Tensor:
-    """Sum the gradients of Toeplitz blocks [tiles, distances, 16 (t), 16 (s)] along diagonals: tap 16 d + t - s."""
-    group = blocks.view(G, -1, *blocks.shape[1:]).sum(1).flip(3)
-    # rows of 32 read as rows of 31: each moves one to the right of the one above, and diagonals stand in columns
-    skewed = torch.nn.functional.pad(group, (0, 16)).flatten(2)[..., : 16 * 31]
-    diagonals = skewed.unflatten(2, (16, 31)).sum(2)
-    taps = diagonals[..., 15:].clone()
-    taps[:, :-1, 1:] += diagonals[:, 1:, :15]
-    return taps.flatten(1)[:, :K].contiguous()
+    torch.sum(partial, 0, out=total[sums:])
+    dfeaturizer, dbias = featurizer_gradients(total[:-1], F)
+    return dz, dz_past, carried_back(dw_past, dw_last, L), dfeaturizer, dbias, dtaps, total[-1].clone()
