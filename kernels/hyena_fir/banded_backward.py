@@ -18,11 +18,12 @@ from kernels.hyena_fir.tiles import (
     identity,
     interleaved,
     load_above,
-    load_gradient,
+    load_first,
     load_kept,
     load_tile,
     multiply,
     no_blocks,
+    numbers,
     operand_of,
     pack,
     place_rows,
@@ -134,8 +135,8 @@ def banded_down(
     d_q = zeros(F + BIAS, channel)
     dq_above = zeros(F - 1, channel)
     for _ in tl.range(BLOCKS - 1, num_stages=3):
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         if start == 0:
             w = with_state(w, w_past, row, channel, mask, D, K)
@@ -143,10 +144,10 @@ def banded_down(
         row += 16
     # one block more than the segment's: its last rows wait for the first gradients below them
     for i in tl.range(count + 1, num_stages=3):
-        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-        dy_tile = load_gradient(dy, row, L, D)
+        q_tile = load_tile(z, row, L, stride)
+        k_tile = load_tile(z + D, row, L, stride)
+        v_tile = load_tile(z + 2 * D, row, L, stride)
+        dy_tile = load_tile(dy, row, L, D)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         c = convolve(blocks, matrices, 1, BLOCKS)
@@ -176,10 +177,10 @@ def banded_down(
         d_q = more_q
         q_past = q_next
         dz_rows, dq_above = transpose_rows(dq, dq_above, filters[0], F)
-        at, t = place_tile(dz, dz_past, row - (F - 1), L, 3 * D, 3 * D, F)
+        t = numbers(row - (F - 1))
         # rows above the sequence's first are the state's, and the first segment's to store
         own = (t >= tl.where(first == 0, 1 - F, first)[:, None]) & (t < end[:, None]) & mask[:, None]
-        tl.store(at, tile_of(dz_rows, operand), mask=own)
+        tl.store(place_tile(dz, dz_past, row - (F - 1), 3 * D, 3 * D, F), tile_of(dz_rows, operand), mask=own)
         row += 16
 
     program = b * tl.num_programs(1) + tl.program_id(1)
@@ -222,14 +223,6 @@ def aligned(tile, below, F: tl.constexpr):
     for j in tl.static_range(1, F):
         above = above + (rows[F - 1 - j],)
     return rows[F - 1 :], above
-
-
-@triton.jit
-def gate_gradient(dy_tile, q_tile, q_below, filter, F: tl.constexpr):
-    """16 gradients of the inner filter's outputs, and q's last rows of the block above."""
-    q_rows, q_above = aligned(q_tile, q_below, F)
-    q = featurize_block(q_rows, q_above, filter, F)[0]
-    return times(widen(rows_of(dy_tile)), q), q_above
 
 
 @triton.jit
@@ -319,20 +312,22 @@ def banded_up(
     q_below = load_above(z, z_past, row + 16, L, stride, 3 * D, F)
     # the outputs beyond the segment that its inputs reach
     for _ in tl.range(BLOCKS - 1, num_stages=2):
-        dy_tile = load_gradient(dy, row, L, D)
-        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
-        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        dy_tile = load_tile(dy, row, L, D)
+        q_tile = load_tile(z, row - (F - 1), L, stride)
+        q_rows, q_below = aligned(q_tile, q_below, F)
+        dc = times(widen(rows_of(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
         blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         row -= 16
     k_below = load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F)
     v_below = load_above(z + 2 * D, z_past + 2 * D, row + 16, L, stride, 3 * D, F)
     # one block beyond the segment's, whose first gradients the last rows need
     for back in tl.range(count + 1, num_stages=2):
-        q_tile = load_tile(z, z_past, row - (F - 1), L, stride, 3 * D, F)
-        k_tile = load_tile(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
-        dy_tile = load_gradient(dy, row, L, D)
-        dc, q_below = gate_gradient(dy_tile, q_tile, q_below, filters[0], F)
+        q_tile = load_first(z, z_past, row - (F - 1), L, stride, 3 * D, F)
+        k_tile = load_first(z + D, z_past + D, row - (F - 1), L, stride, 3 * D, F)
+        v_tile = load_first(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
+        dy_tile = load_tile(dy, row, L, D)
+        q_rows, q_below = aligned(q_tile, q_below, F)
+        dc = times(widen(rows_of(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
         blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         dw = convolve(blocks, matrices, 2, BLOCKS)
         whole = ()
@@ -351,8 +346,8 @@ def banded_up(
         dk = times(whole, v)
         dv = times(whole, k)
         if back > 0:
-            t = row[:, None] + tl.arange(0, 16)[None, :]
-            out, own = dz[:, None] + t * (3 * D), mask[:, None] & (t < end[:, None])
+            t = numbers(row)
+            out, own = dz[:, None] + t.to(tl.int64) * (3 * D), mask[:, None] & (t < end[:, None])
             tl.store(out + D, tile_of(transpose_up(dk, dk_below, filters[1], F), operand), mask=own)
             tl.store(out + 2 * D, tile_of(transpose_up(dv, dv_below, filters[2], F), operand), mask=own)
             d_k = correlate_block(d_k, dk, k_rows, k_below, F, BIAS)

@@ -10,9 +10,11 @@ from kernels.hyena_fir.tiles import (
     convolve,
     identity,
     load_above,
+    load_first,
     load_kept,
     load_tile,
     no_blocks,
+    numbers,
     operand_of,
     place_rows,
     rows_of,
@@ -111,17 +113,17 @@ def banded_forward(
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
     # loads are started STAGES-1 rounds before their use
     for _ in tl.range(BLOCKS - 1, num_stages=3):
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         if start == 0:
             w = with_state(w, w_past, row, channel, mask, D, K)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         row += 16
     for i in tl.range(count, num_stages=3):
-        q_tile = load_tile(z, z_past, row, L, stride, 3 * D, F)
-        k_tile = load_tile(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_tile(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        q_tile = load_tile(z, row, L, stride)
+        k_tile = load_tile(z + D, row, L, stride)
+        v_tile = load_tile(z + 2 * D, row, L, stride)
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         c = convolve(blocks, matrices, TILES, BLOCKS)
@@ -129,8 +131,8 @@ def banded_forward(
         out = ()
         for j in tl.static_range(16):
             out = out + (q[j] * (c[j] + direct * w[j]),)
-        t = row[:, None] + tl.arange(0, 16)[None, :]
-        tl.store(y[:, None] + t * D, tile_of(out, operand), mask=mask[:, None] & (t < L))
+        t = numbers(row)
+        tl.store(y[:, None] + t.to(tl.int64) * D, tile_of(out, operand), mask=mask[:, None] & (t < L))
         if start + (SEGMENTS - 1) * count * 16 + 16 * (i + 1) > L - (K - 1):
             store_kept(w_last, w, row, L, channel, mask & (row < L), D, K)
         row += 16

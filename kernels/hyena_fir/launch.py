@@ -149,9 +149,12 @@ def tiles(D: int, G: int) -> int:
 
 
 def rows_a_walk(B: int, L: int, K: int, abreast: int, segments: int) -> int:
-    """Choose how many rows a program with `segments` segments walks: whole blocks, and all that a filter reaches."""
+    """Choose how many rows a program with `segments` segments walks: whole blocks, and all that a filter reaches.
+
+    Longer segments read fewer rows twice; but programs that drift apart no longer share what the memory brings.
+    """
     step, past = 16 * segments, 16 * ((K + 14) // 16)
-    return rows_a_program(B, L, abreast, least=step * -(-past // step), most=128 * step)
+    return rows_a_program(B, L, abreast, least=step * -(-past // step), most=2048 * max(1, segments // 2))
 
 
 def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -230,29 +230,34 @@ def tile_of(rows, dtype):
 
 
 @triton.jit
-def place_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """The addresses [32, 16] of 16 rows of a projection, and their numbers; above its first row lies the state.
+def numbers(row):
+    """The numbers of the 16 rows from row `row` of every column: [32, 16]."""
+    return row[:, None] + tl.arange(0, 16)[None, :]
 
-    Rows even further above, and rows beyond the last, are given the address of the nearest.
-    """
-    t = row[:, None] + tl.arange(0, 16)[None, :]
-    inside = base[:, None] + tl.minimum(t, L - 1) * stride
+
+@triton.jit
+def place_tile(base, past, row, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """The addresses [32, 16] of 16 rows of a projection; above its first row lies the state."""
+    t = numbers(row).to(tl.int64)
+    inside = base[:, None] + t * stride
     if F == 1:
-        return inside - tl.minimum(t, 0) * stride, t
-    return tl.where(t < 0, past[:, None] + tl.maximum(t + F - 1, 0) * E, inside), t
+        return inside
+    else:
+        return tl.where(t < 0, past[:, None] + (t + F - 1) * E, inside)
 
 
 @triton.jit
-def load_tile(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """16 rows from row `row` of every column, or the nearest there are: a tile [32, 16], read in long vectors."""
-    return tl.load(place_tile(base, past, row, L, stride, E, F)[0])
+def load_tile(base, row, L, stride: tl.constexpr):
+    """16 rows from row `row` of every column, zeros outside the sequence: a tile [32, 16], read in long vectors."""
+    t = numbers(row)
+    return tl.load(base[:, None] + t.to(tl.int64) * stride, mask=(t >= 0) & (t < L), other=0.0)
 
 
 @triton.jit
-def load_gradient(dy, row, L, D: tl.constexpr):
-    """16 rows of the output's gradient, zeros outside the sequence: a tile [32, 16]."""
-    t = row[:, None] + tl.arange(0, 16)[None, :]
-    return tl.load(dy[:, None] + t * D, mask=(t >= 0) & (t < L), other=0.0)
+def load_first(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
+    """The same, with the state's rows above the first."""
+    t = numbers(row)
+    return tl.load(place_tile(base, past, row, stride, E, F), mask=(t > -F) & (t < L), other=0.0)
 
 
 @triton.jit
@@ -260,7 +265,7 @@ def load_above(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
     """The F-1 rows above row `row`, newest first, as float32; above the sequence's first row lies the state."""
     rows = ()
     for j in tl.static_range(1, F):
-        t = row - j
+        t = (row - j).to(tl.int64)
         kept = past + tl.maximum(t + F - 1, 0) * E
         rows = rows + (tl.load(tl.where(t < 0, kept, base + tl.minimum(t, L - 1) * stride)).to(tl.float32),)
     return rows
@@ -288,5 +293,5 @@ def store_kept(base, rows, row, L, channel, mask, D: tl.constexpr, K: tl.constex
 @triton.jit
 def place_rows(L, SEGMENTS: tl.constexpr, rows):
     """The first row of a program and the blocks of each of its segments: `rows` in all, fewer at the end."""
-    row = tl.program_id(1).to(tl.int64) * rows
+    row = tl.program_id(1) * rows
     return row, (tl.minimum(rows, L - row) + 16 * SEGMENTS - 1) // (16 * SEGMENTS)

@@ -19,7 +19,7 @@ from kernels.hyena_li.modes import advance, load_rows, load_thirds, narrow, nonz
 from kernels.hyena_li.up import up_kernel
 from kernels.rows import FUSED, everywhere, feature, load_filters, load_history, load_taps, place
 
-# channels and warps a program, rows a group
+# channels and warps a program, rows a group; a segment has `span` rows
 ADJOINTS = {"C": 32, "num_warps": 1, "U": 8} | FUSED
 UP = {"C": 32, "num_warps": 1, "U": 4} | FUSED
 DOWN = {"C": 64, "num_warps": 1, "U": 4} | FUSED
@@ -29,14 +29,14 @@ DOWN = {"C": 64, "num_warps": 1, "U": 4} | FUSED
 def adjoints_kernel(
     z, past, taps, bias, rates, dy, after, L, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
-    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """What every segment but the first adds to the adjoints handed to the one before; it goes to that one's place."""
     channel_C, mask_C = place(D, C)
     segment, batch = tl.program_id(1).to(tl.int64) + 1, tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
-    low = segment * ROWS + 2 * (F - 1)
-    top = tl.minimum(low + ROWS, L)
+    low = segment * span + 2 * (F - 1)
+    top = tl.minimum(low + span, L)
     count = tl.maximum(top - low, 0).to(tl.int32)
     whole = count - count % U
     window = load_history(z, past, top, stride, channel_C, mask_C, D, F, 0, 1)
@@ -70,14 +70,14 @@ def adjoints_kernel(
 @triton.jit(do_not_specialize=("L", "S"))
 def carry_back_kernel(
     log_poles, residues, dlast, after, L, S,
-    D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """One mode of C channels from segment to segment, downwards: the adjoints handed to each of them."""
     channel_C, mask_C = place(D, C)
     n, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     log_pole_C = tl.load(log_poles + channel_C * N + n, mask=mask_C, other=0.0).to(tl.float64)
     residue_C = nonzero((tl.load(residues + channel_C * N + n, mask=mask_C, other=1.0),), 1)[0]
-    segment_decay_C = tl.exp(log_pole_C * ROWS).to(tl.float32)
+    segment_decay_C = tl.exp(log_pole_C * span).to(tl.float32)
     adjoint_C = tl.load(dlast + (batch * D + channel_C) * N + n, mask=mask_C, other=0.0) / residue_C
     p = after + ((batch * S + S - 1) * N + n) * D + channel_C
     tl.store(p, adjoint_C, mask=mask_C)
@@ -89,9 +89,9 @@ def carry_back_kernel(
             added = added + (tl.load(p - u * N * D, mask=mask_C & (segment_C > u), other=0.0),)
         for u in tl.static_range(U):
             # the last row has nothing after it: up to two segments are short of a step
-            steps = tl.minimum(L - 1 - (S - 1 - i - u) * ROWS - 2 * (F - 1), ROWS)
+            steps = tl.minimum(L - 1 - (S - 1 - i - u) * span - 2 * (F - 1), span)
             decay_C = segment_decay_C
-            if steps < ROWS:
+            if steps < span:
                 decay_C = tl.exp(log_pole_C * tl.maximum(steps, 0)).to(tl.float32)
             adjoint_C = decay_C * adjoint_C + added[u]
             tl.store(p - u * N * D, adjoint_C, mask=mask_C & (segment_C > u))
@@ -127,20 +127,20 @@ def backward(
     if S > 1:
         options = fitted(ADJOINTS, precise, N)
         adjoints_kernel[(triton.cdiv(D, options["C"]), S - 1, B)](
-            *inputs, dy_BLD, after_BSND, *shape, ROWS=rows, **options
+            *inputs, dy_BLD, after_BSND, *shape, span=rows, **options
         )
     carry_back_kernel[(triton.cdiv(D, 128), N, B)](
-        log_poles_DN, residues_DN, dmodes_BDN, after_BSND, L, S, D, F, N, C=128, ROWS=rows, U=8, num_warps=4, **FUSED
+        log_poles_DN, residues_DN, dmodes_BDN, after_BSND, L, S, D, F, N, C=128, span=rows, U=8, num_warps=4, **FUSED
     )
     options = fitted(UP, precise, N)
     up_kernel[(triton.cdiv(D, options["C"]), S, B)](
         *inputs, residues_DN, skip_D, before_BSND, after_BSND, dy_BLD, dz_BLE, dpast_BPE, partial_XYD, *shape,
-        ROWS=rows, **options,
+        span=rows, **options,
     )  # fmt: skip
     options = fitted(DOWN, precise, N)
     down_kernel[(triton.cdiv(D, options["C"]), S, B)](
         *inputs, residues_DN, skip_D, after_BSND, dy_BLD, dz_BLE, dpast_BPE, dstate_BDN, partial_XYD, *shape,
-        ROWS=rows, **options,
+        span=rows, **options,
     )  # fmt: skip
     dresidues_ND, dlog_poles_ND, dskip_1D, dfilters_YD = partial_XYD.sum(dim=0).split([N, N, 1, 3 * G])
     dfilters_EG = dfilters_YD.view(3, G, D).transpose(1, 2).reshape(E, G)

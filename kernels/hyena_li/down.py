@@ -116,7 +116,7 @@ def store_beginning(dpast, dmodes, later, adjoints, filters, rates, residues, ma
 def down_kernel(
     z, past, taps, bias, rates, residues, skip, after, dy, dz, dpast, dmodes, partial, L, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
-    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """Walk down: the gradients of k, v, their featurizers and, at the first row, the state."""
     channel_C, mask_C = place(D, C)
@@ -125,10 +125,10 @@ def down_kernel(
     past += batch * (F - 1) * 3 * D
     dy += batch * L * D + channel_C
     dz += batch * L * 3 * D + channel_C
-    low = segment * ROWS + F - 1
-    high = low + ROWS
+    low = segment * span + F - 1
+    high = low + span
     top = tl.minimum(high + F - 1, L)
-    whole = tl.minimum(tl.maximum(L - 1 - low, 0) // U * U, ROWS).to(tl.int32)  # never the last row of all
+    whole = tl.minimum(tl.maximum(L - 1 - low, 0) // U * U, span).to(tl.int32)  # never the last row of all
     window = load_history(z, past, top, stride, channel_C, mask_C, D, F)
     later = (zeros(C, F - 1), zeros(C, F - 1))
     sums = (zeros(C, F + BIAS), zeros(C, F + BIAS))

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.hyena_li.modes import advance, load_modes, load_thirds, pick, push_all, store_modes, weigh, zeros
 from kernels.rows import FUSED, everywhere, feature, load_filters, load_history, load_taps, place
 
-# channels and warps a program, rows a group
+# channels and warps a program, rows a group; a segment has `span` rows
 STATES = {"C": 64, "num_warps": 1, "U": 8} | FUSED
 OUTPUT = {"C": 64, "num_warps": 1, "U": 8} | FUSED
 
@@ -24,22 +24,22 @@ OUTPUT = {"C": 64, "num_warps": 1, "U": 8} | FUSED
 def states_kernel(
     z, past, taps, bias, rates, before, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
-    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """What every segment but the last adds to the modes at its end; it goes to the next segment's place."""
     channel_C, mask_C = place(D, C)
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
-    t = segment * ROWS
+    t = segment * span
     history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F, 1, 3)
     filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS, 1, 3)
     rates = load_taps(rates, channel_C, mask_C, N)
     modes = zeros(C, N)
     p = z + t * stride + channel_C
-    rows = load_thirds(p, ROWS, stride, D, 1, 3, U)
-    for r in range(0, ROWS, U):
+    rows = load_thirds(p, span, stride, D, 1, 3, U)
+    for r in range(0, span, U):
         p += U * stride
-        ahead = load_thirds(p, ROWS - U - r, stride, D, 1, 3, U)
+        ahead = load_thirds(p, span - U - r, stride, D, 1, 3, U)
         for u in tl.static_range(U):
             new = pick(rows, u, 2)
             w_C = feature(new[0], history[0], filters[0], F) * feature(new[1], history[1], filters[1], F)
@@ -51,14 +51,12 @@ def states_kernel(
 
 
 @triton.jit(do_not_specialize=("S",))
-def carry_kernel(
-    log_poles, modes, before, S, D: tl.constexpr, N: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr
-):
+def carry_kernel(log_poles, modes, before, S, D: tl.constexpr, N: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span):
     """One mode of C channels from segment to segment: turn what the segments add into the modes before each."""
     channel_C, mask_C = place(D, C)
     n, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     log_pole_C = tl.load(log_poles + channel_C * N + n, mask=mask_C, other=0.0)
-    decay_C = tl.exp(log_pole_C.to(tl.float64) * ROWS).to(tl.float32)
+    decay_C = tl.exp(log_pole_C.to(tl.float64) * span).to(tl.float32)
     mode_C = tl.load(modes + (batch * D + channel_C) * N + n, mask=mask_C, other=0.0)
     p = before + (batch * S * N + n) * D + channel_C
     tl.store(p, mode_C, mask=mask_C)
@@ -88,20 +86,20 @@ def output(rows, u: tl.constexpr, history, filters, modes, rates, residues, skip
 def output_kernel(
     z, past, taps, bias, rates, residues, skip, before, y, last, L, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
-    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """The outputs of every segment, from the modes before it; the last one also stores the modes after it."""
     channel_C, mask_C = place(D, C)
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
-    t = segment * ROWS
+    t = segment * span
     history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F)
     filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS)
     rates = load_taps(rates, channel_C, mask_C, N)
     residues = load_taps(residues, channel_C, mask_C, N)
     skip_C = tl.load(skip + channel_C, mask=mask_C, other=0.0)
     modes = load_modes(before + (batch * tl.num_programs(1) + segment) * N * D + channel_C, mask_C, D, N)
-    count = tl.minimum(L - t, ROWS).to(tl.int32)
+    count = tl.minimum(L - t, span).to(tl.int32)
     whole = count - count % U
     p = z + t * stride + channel_C
     y += (batch * L + t) * D + channel_C
@@ -163,14 +161,14 @@ def forward(
     if segments > 1:
         options = fitted(STATES, precise, N)
         states_kernel[(triton.cdiv(D, options["C"]), segments - 1, B)](
-            z_BLE, past_BPE, featurizer_EK, bias, rates_DN, before_BSND, *shape, ROWS=rows, **options
+            z_BLE, past_BPE, featurizer_EK, bias, rates_DN, before_BSND, *shape, span=rows, **options
         )
     carry_kernel[(triton.cdiv(D, 128), N, B)](
-        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, ROWS=rows, U=8, num_warps=4, **FUSED
+        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, span=rows, U=8, num_warps=4, **FUSED
     )
     options = fitted(OUTPUT, precise, N)
     output_kernel[(triton.cdiv(D, options["C"]), segments, B)](
         z_BLE, past_BPE, featurizer_EK, bias, rates_DN, residues_DN, skip_D, before_BSND, y_BLD, last_BDN, L, *shape,
-        ROWS=rows, **options,
+        span=rows, **options,
     )  # fmt: skip
     return y_BLD, last_BDN, before_BSND

@@ -128,14 +128,14 @@ def beyond(
 def up_kernel(
     z, past, taps, bias, rates, residues, skip, before, after, dy, dz, dpast, partial, L, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
-    PRECISE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, U: tl.constexpr,
+    PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
     """Walk up: the gradients of q, of its featurizer, of residues, poles and skip."""
     channel_C, mask_C = place(D, C)
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     place_of_modes = (batch * tl.num_programs(1) + segment) * N * D + channel_C
     z += batch * stride_batch
-    t = segment * ROWS
+    t = segment * span
     history = load_history(z, past + batch * (F - 1) * 3 * D, t, stride, channel_C, mask_C, D, F)
     filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS)
     filter_up = ()
@@ -147,7 +147,7 @@ def up_kernel(
     doubles = modes
     gradients = zeros(C, F - 1)
     sums = (zeros(C, N), zeros(C, N), zeros(C, F + BIAS), tl.zeros((C,), tl.float32))
-    count = tl.minimum(L - t, ROWS).to(tl.int32)
+    count = tl.minimum(L - t, span).to(tl.int32)
     whole = count - count % U
     p = z + t * stride + channel_C
     dy += (batch * L + t) * D + channel_C

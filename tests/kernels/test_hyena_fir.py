@@ -356,6 +356,7 @@ def test_gpu_steps(D: int, G: int, K: int, F: int, dtype: torch.dtype, without: 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch 2.11's own compiler
 @pytest.mark.parametrize("K", [7, 128])
 def test_gpu_an_operator_compiles_in_one_graph(K: int) -> None:
     values = inputs(333, D=64, G=4, K=K)
