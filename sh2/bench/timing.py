@@ -66,7 +66,7 @@ class Stopwatch:
         if not self._gpu:
             seconds = statistics.median(self._once(prepare) for _ in range(repeats))
         else:
-            leads = min(_MOST_LEADS, 1 + math.ceil(1.5 * launched / self._cold_seconds))
+            leads = min(_MOST_LEADS, 1 + math.ceil(3 * launched / self._cold_seconds))
             seconds = self._between_events(prepare, repeats, leads)
         return Timing(seconds=seconds, peak_bytes=peak)
 
