@@ -5,6 +5,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import islice
 
 import numpy as np
@@ -12,14 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sh2.constraints import Constraints, History
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.sampling import Sampling, choose
+from sh2.sampling import Sampling, choose, restrict
 from sh2.scoring import batches_of_equal_length, log_probs_of
 from sh2.state import ModelState, join, select
 from sh2.tokens import EOD, Tokens, as_rows, to_batch
 
 _SEEDS = 1 << 63
+
+
+class End(StrEnum):
+    """What ended a sample."""
+
+    LENGTH = "length"  # it has all the tokens asked for
+    EOD = "eod"  # the model ended the document
+    MOTIF = "motif"  # it wrote the motif to stop at
+    BANNED = "banned"  # whatever it had written next was forbidden
+
+
+_ENDS = tuple(End)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +44,12 @@ class Generation:
     sample: int  # which sample of it, from 0
     ids: NDArray[np.int64]  # the new tokens, without the prompt and without a closing EOD
     log_probs: NDArray[np.float32]  # of each new token, under the model itself: before temperature and filters
-    stopped: bool  # True if the model ended it with an EOD, False if the length did
+    end: End
+
+    @property
+    def text(self) -> str:
+        """The new tokens as characters, one a token."""
+        return "".join(map(chr, self.ids.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +64,12 @@ class GenerationOptions:
     temperature: float = 1.0  # 0 takes the likeliest token
     top_k: int = 0  # as in `Sampling`
     top_p: float = 1.0
+    min_p: float = 0.0
     alphabet: str | bytes | None = None  # characters that may be chosen (EOD besides, if it stops); None is every token
     stop_at_eod: bool = True  # end a sample when the model ends the document; otherwise EOD is a token like others
+    forbid: Sequence[str] = ()  # as in `Constraints`, as the next two
+    no_repeat: int | None = None
+    stop_at: str | None = None
     samples: int = 1  # continuations of each prompt
     seed: int = 0
     max_rows: int = 64  # samples that are decoded together, at most
@@ -61,12 +84,19 @@ class GenerationOptions:
         if self.alphabet is not None and not self.alphabet:
             raise Sh2Error("the alphabet to sample from is empty")
         self.sampling()
+        self.constraints()
 
     def sampling(self) -> Sampling:
         """How a token is chosen."""
         letters = self.alphabet.encode() if isinstance(self.alphabet, str) else self.alphabet
         allowed = None if letters is None else tuple(sorted({*letters, *([EOD] if self.stop_at_eod else [])}))
-        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, alphabet=allowed)
+        return Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, alphabet=allowed
+        )
+
+    def constraints(self) -> Constraints:
+        """What the written tokens must keep to."""
+        return Constraints(forbid=self.forbid, no_repeat=self.no_repeat, stop_at=self.stop_at)
 
 
 def generate(
@@ -77,8 +107,12 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     alphabet: str | bytes | None = None,
     stop_at_eod: bool = True,
+    forbid: Sequence[str] = (),
+    no_repeat: int | None = None,
+    stop_at: str | None = None,
     samples: int = 1,
     seed: int = 0,
     max_rows: int = 64,
@@ -104,8 +138,12 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         alphabet=alphabet,
         stop_at_eod=stop_at_eod,
+        forbid=forbid,
+        no_repeat=no_repeat,
+        stop_at=stop_at,
         samples=samples,
         seed=seed,
         max_rows=max_rows,
@@ -131,8 +169,7 @@ def generate_each(
     rows = as_rows(prompts, model.config.vocab_size)
     jobs = ((prompt, sample) for prompt in range(len(rows)) for sample in range(options.samples))
     while batch := list(islice(jobs, options.max_rows)):
-        decoder = _Decoder(model, options, progress)
-        decoder.read([rows[prompt] for prompt, _ in batch])
+        decoder = _Decoder(model, options, [rows[prompt] for prompt, _ in batch], progress)
         decoder.write(
             torch.stack([_uniforms(options.seed, rows[prompt], sample, options.length) for prompt, sample in batch])
         )
@@ -148,67 +185,100 @@ def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) ->
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
 
-class _Decoder:
-    """A batch of rows: reads their prompts, then writes token by token; rows that stop leave the batch."""
+@torch.inference_mode()
+def prefill(model: StripedHyena2, prompts: Sequence[NDArray[np.int64]], *, chunk: int) -> tuple[ModelState, Tensor]:
+    """Run the prompts, equal ones once and equal lengths together; an empty one as an EOD.
 
-    def __init__(self, model: StripedHyena2, options: GenerationOptions, progress: Callable[[int], None]) -> None:
+    Returns:
+        The state after each prompt, one row a prompt, and the logits_BV of what follows it.
+    """
+    device = model.embedding.weight.device
+    prompts = [prompt if prompt.size else np.array([EOD]) for prompt in prompts]
+    distinct: dict[bytes, int] = {}
+    places = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
+    unique = [np.frombuffer(key, dtype=np.int64) for key in distinct]
+    groups = batches_of_equal_length([len(row) for row in unique], max_tokens=8 * chunk, chunk=chunk)
+    states: list[ModelState] = []
+    logits: list[Tensor] = []
+    for members in groups:
+        ids_BL = to_batch([unique[member] for member in members], device)
+        state: ModelState | None = None
+        for piece_BL in ids_BL.split(chunk, dim=1):
+            x_BLD, state = model.hidden(piece_BL, state)
+        assert state is not None
+        states.append(state)
+        logits.append(model.logits(x_BLD[:, -1]))
+    where = {member: row for row, member in enumerate(member for members in groups for member in members)}
+    rows = torch.tensor([where[place] for place in places], device=device)
+    return select(states[0] if len(states) == 1 else join(states), rows), torch.cat(logits)[rows]
+
+
+class _Decoder:
+    """A batch of rows: reads their prompts, then writes token by token; rows that end leave the batch."""
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        options: GenerationOptions,
+        prompts: Sequence[NDArray[np.int64]],
+        progress: Callable[[int], None],
+    ) -> None:
         self.model = model
         self.sampling = options.sampling()
         self.stop_at_eod = options.stop_at_eod
-        self.chunk = options.chunk
         self.progress = progress
         self.device = model.embedding.weight.device
-
-    @torch.inference_mode()
-    def read(self, prompts: Sequence[NDArray[np.int64]]) -> None:
-        """Run the prompts, equal ones once and equal lengths together; keep the states and the last logits."""
-        chunk = self.chunk
-        prompts = [prompt if prompt.size else np.array([EOD]) for prompt in prompts]
-        distinct: dict[bytes, int] = {}
-        places = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
-        unique = [np.frombuffer(key, dtype=np.int64) for key in distinct]
-        groups = batches_of_equal_length([len(row) for row in unique], max_tokens=8 * chunk, chunk=chunk)
-        states: list[ModelState] = []
-        logits: list[Tensor] = []
-        for members in groups:
-            ids_BL = to_batch([unique[member] for member in members], self.device)
-            state: ModelState | None = None
-            for piece_BL in ids_BL.split(chunk, dim=1):
-                x_BLD, state = self.model.hidden(piece_BL, state)
-            assert state is not None
-            states.append(state)
-            logits.append(self.model.logits(x_BLD[:, -1]))
-        where = {member: row for row, member in enumerate(member for members in groups for member in members)}
-        rows = torch.tensor([where[place] for place in places], device=self.device)
-        self.state = select(states[0] if len(states) == 1 else join(states), rows)
-        self.logits_BV = torch.cat(logits)[rows]
+        self.state, self.logits_BV = prefill(model, prompts, chunk=options.chunk)
+        V = model.config.vocab_size
+        self.history = History(options.constraints(), prompts, length=options.length, vocab_size=V, device=self.device)
+        allowed_V = restrict(torch.zeros(1, V, device=self.device), self.sampling.alphabet)[0] == 0
+        ends_V = (torch.arange(V, device=self.device) == EOD) & self.stop_at_eod
+        self.writable_V = allowed_V & ~ends_V
 
     @torch.inference_mode()
     def write(self, uniforms_BL: Tensor) -> None:
-        """Sample as many tokens a row as there are random numbers in one, or until the row stops."""
+        """Sample as many tokens a row as there are random numbers in one, or until the row ends."""
         rows, length = uniforms_BL.shape
         self.ids = np.full((rows, length), EOD, dtype=np.int64)
         self.log_probs = np.zeros((rows, length), dtype=np.float32)
         self.lengths = np.zeros(rows, dtype=np.int64)
-        self.stopped = np.zeros(rows, dtype=bool)
+        self.ends = np.zeros(rows, dtype=np.int64)
         alive = np.arange(rows)
         for step in range(length):
-            ids_B = choose(self.logits_BV, self.sampling, uniforms_BL[alive, step].to(self.device))
+            ids_B, ends_B = self._choose(uniforms_BL[alive, step].to(self.device))
             log_probs_B = log_probs_of(self.logits_BV[:, None], ids_B[:, None])[:, 0]
-            chosen = ids_B.cpu().numpy()
-            going = (chosen != EOD) | (not self.stop_at_eod)
-            self.stopped[alive[~going]] = True
-            self.ids[alive[going], step] = chosen[going]
-            self.log_probs[alive[going], step] = log_probs_B.cpu().numpy()[going]
-            self.lengths[alive[going]] += 1
-            self.progress(int(going.sum()))
+            # float64 holds all three exactly, and one copy waits for the device once
+            ids, ends, log_probs = torch.stack([ids_B.double(), ends_B.double(), log_probs_B.double()]).cpu().numpy()
+            written = (ends == _ENDS.index(End.LENGTH)) | (ends == _ENDS.index(End.MOTIF))
+            going = ends == _ENDS.index(End.LENGTH)
+            self.ends[alive] = ends
+            self.ids[alive[written], step] = ids[written]
+            self.log_probs[alive[written], step] = log_probs[written]
+            self.lengths[alive[written]] += 1
+            self.progress(int(written.sum()))
             if not going.any() or step == length - 1:
                 return
             if not going.all():
                 kept = torch.from_numpy(going.nonzero()[0]).to(self.device)
                 self.state, ids_B, alive = select(self.state, kept), ids_B[kept], alive[going]
+                self.history.select(kept)
             logits_BLV, self.state = self.model(ids_B[:, None], self.state)
             self.logits_BV = logits_BLV[:, 0]
+
+    def _choose(self, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of every row, and what it ends, if anything: ids_B, and indices ends_B into `_ENDS`."""
+        banned_BV = self.history.banned()
+        ids_B = choose(self.logits_BV, self.sampling, uniforms_B, banned_BV)
+        self.history.write(ids_B)
+        ends_B = torch.full_like(ids_B, _ENDS.index(End.LENGTH))
+        ends_B = ends_B.masked_fill(self.history.ended(), _ENDS.index(End.MOTIF))
+        if self.stop_at_eod:
+            ends_B = ends_B.masked_fill(ids_B == EOD, _ENDS.index(End.EOD))
+        if banned_BV is not None:
+            # an EOD that is chosen for want of anything else is not the model's end of the document
+            stuck_B = ~(self.writable_V & ~banned_BV).any(dim=-1)
+            ends_B = ends_B.masked_fill(stuck_B, _ENDS.index(End.BANNED))
+        return ids_B, ends_B
 
     def result(self, place: int, prompt: int, sample: int) -> Generation:
         """The continuation of row `place`."""
@@ -218,5 +288,5 @@ class _Decoder:
             sample=sample,
             ids=self.ids[place, :length],
             log_probs=self.log_probs[place, :length],
-            stopped=bool(self.stopped[place]),
+            end=_ENDS[self.ends[place]],
         )

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: temperature, top-k, top-p, a fixed alphabet; one random number a row."""
+"""Choosing the next token from logits: temperature, top-k, top-p, min-p, a fixed alphabet; one random number a row."""
 
 # B rows, V vocabulary
 
@@ -20,6 +20,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0  # keep the k likeliest; 0 keeps all
     top_p: float = 1.0  # keep the likeliest that together reach this probability; 1 keeps all
+    min_p: float = 0.0  # keep those at least this times as likely as the likeliest; 0 keeps all
     alphabet: tuple[int, ...] | None = None  # token ids that may be chosen; None is all
 
     def __post_init__(self) -> None:
@@ -32,6 +33,8 @@ class Sampling:
             raise Sh2Error(f"top_k must be 0 (all) or above, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise Sh2Error(f"top_p must lie above 0 and up to 1, not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise Sh2Error(f"min_p must lie in 0..1, not {self.min_p}")
         if self.alphabet is not None and not self.alphabet:
             raise Sh2Error("the alphabet to sample from is empty")
 
@@ -40,17 +43,20 @@ class Sampling:
         return self.temperature == 0 or self.top_k == 1
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
+def choose(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, banned_BV: Tensor | None = None) -> Tensor:
     """Choose a token a row.
 
     Args:
         logits_BV: raw logits, any float dtype.
         uniforms_B: float64 in [0, 1), one a row: the only randomness, so a row's choice has no batch mates.
+        banned_BV: bool, True for a token that a row may not choose, before any other filter.
 
     Returns:
-        ids_B, int64.
+        ids_B, int64; that of a row whose every token is banned means nothing.
     """
     logits_BV = restrict(logits_BV.float(), sampling.alphabet)
+    if banned_BV is not None:
+        logits_BV = logits_BV.masked_fill(banned_BV, -torch.inf)
     if sampling.greedy:
         return logits_BV.argmax(dim=-1)
     probs_BV = keep_likeliest(logits_BV, sampling).softmax(dim=-1)
@@ -70,7 +76,7 @@ def restrict(logits_BV: Tensor, alphabet: tuple[int, ...] | None) -> Tensor:
 
 
 def keep_likeliest(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Keep top-k, divide by the temperature, keep the nucleus; the rest becomes minus infinity."""
+    """Keep top-k, divide by the temperature, keep what top-p and min-p keep; the rest becomes minus infinity."""
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         smallest_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
@@ -80,4 +86,7 @@ def keep_likeliest(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         cumulative_BV = ascending.values.softmax(dim=-1).cumsum(dim=-1)
         tail_BV = cumulative_BV <= 1 - sampling.top_p
         logits_BV = logits_BV.masked_fill(tail_BV.gather(-1, ascending.indices.argsort(dim=-1)), -torch.inf)
+    if sampling.min_p > 0:
+        ratios_BV = (logits_BV.double() - logits_BV.double().amax(dim=-1, keepdim=True)).exp()
+        logits_BV = logits_BV.masked_fill(ratios_BV < sampling.min_p, -torch.inf)
     return logits_BV

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import sh2
 from tests.evo_cli.cli import evo
 
@@ -71,3 +73,45 @@ def test_an_empty_prompt_starts_from_nothing(model_folder: Path) -> None:
     result = evo("generate", "-m", model_folder, "-p", "", "-n", 12, "--no-stop-at-eod")
     assert result.returncode == 0, result.stderr
     assert len(next(iter(fasta(result.stdout).values()))) == 12
+
+
+def test_motifs_repeats_and_min_p_hold_and_the_header_says_so(model_folder: Path) -> None:
+    result = evo(
+        *("generate", "-m", model_folder, "-p", "GAATT", "-n", 60, "-k", 4, "--no-stop-at-eod", "--min-p", 0.05),
+        *("--forbid", "gaattc,CC", "--no-repeat", 4, "--stop-at", "gta"),
+    )
+    assert result.returncode == 0, result.stderr
+    want = sh2.generate(
+        sh2.load(model_folder),
+        ["GAATT"],
+        length=60,
+        samples=4,
+        alphabet="ACGT",
+        stop_at_eod=False,
+        min_p=0.05,
+        forbid=["GAATTC", "CC"],
+        no_repeat=4,
+        stop_at="GTA",
+    )
+    records = fasta(result.stdout)
+    assert list(records.values()) == [one.text for one in want]
+    for header, one in zip(records, want, strict=True):
+        settings = "top_p=1 min_p=0.05 forbid=GAATTC,CC no_repeat=4 stop_at=GTA"
+        assert header.endswith(f"{settings} end={one.end}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--min-p", 1.5), "Invalid value for --min-p: must lie in 0..1, not 1.5"),
+        (("--min-p", "nan"), "Invalid value for --min-p: must lie in 0..1, not nan"),
+        (("--forbid", "GAATTC,GANTC"), "--forbid: a motif must be of A, C, G and T, one or more, not `GANTC`"),
+        (("--forbid", "GAATTC,"), "--forbid: a motif must be of A, C, G and T, one or more, not ``"),
+        (("--stop-at", "TA R"), "--stop-at: a motif must be of A, C, G and T, one or more, not `TA R`"),
+        (("--no-repeat", 0), "Invalid value for --no-repeat: must be at least 1, not 0"),
+    ],
+)
+def test_a_bad_setting_is_a_bad_command_line(arguments: tuple[object, ...], message: str) -> None:
+    result = evo("generate", "-m", "nowhere", "-p", "A", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in " ".join(result.stderr.replace("│", " ").split())

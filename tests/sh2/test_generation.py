@@ -76,12 +76,12 @@ def test_an_eod_really_stops_a_sample_and_the_others_go_on() -> None:
     model = tiny()
     # with EOD and four bases to choose from, evenly, a sample of 60 stops early almost surely
     results = sh2.generate(model, PROMPTS, length=60, alphabet="ACGT", samples=4, temperature=5.0)
-    stopped = [one for one in results if one.stopped]
+    stopped = [one for one in results if one.end == "eod"]
     assert len(stopped) > 10
     for one in results:
         assert 0 not in one.ids
         assert len(one.ids) == len(one.log_probs)
-        assert len(one.ids) == 60 or one.stopped
+        assert len(one.ids) == 60 or one.end == "eod"
         alone = sh2.generate(
             model, [PROMPTS[one.prompt]], length=60, alphabet="ACGT", samples=one.sample + 1, temperature=5.0
         )
