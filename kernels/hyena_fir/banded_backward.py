@@ -108,7 +108,7 @@ def banded_down(
     SEGMENTS: tl.constexpr = 32 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    channel, segment, mask = columns(D, G, CHANNELS, 1)
+    channel, segment, mask = columns(D, G, CHANNELS, 1, 32)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
@@ -125,7 +125,7 @@ def banded_down(
     first = start + segment * count * 16
     end = tl.minimum(first + count * 16, L)
     row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(operand, BLOCKS)
+    blocks = no_blocks(operand, 32, BLOCKS)
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
@@ -283,7 +283,7 @@ def banded_up(
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    channel, segment, mask = columns(D, G, CHANNELS, 2)
+    channel, segment, mask = columns(D, G, CHANNELS, 2, 32)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
@@ -302,7 +302,7 @@ def banded_up(
     first = start + segment * count * 16
     end = tl.minimum(first + count * 16, L)
     row = first + (count + BLOCKS - 1) * 16
-    blocks = no_blocks(operand, BLOCKS)
+    blocks = no_blocks(operand, 32, BLOCKS)
     dk_below = zeros(F - 1, channel)
     dv_below = zeros(F - 1, channel)
     d_k = zeros(F + BIAS, channel)
@@ -363,7 +363,7 @@ def banded_up(
         store_past(dz_past + 2 * D, dv_below, filters[2], mask & (first == 0), 3 * D, F)
         # above the sequence, the state's rows
         for _ in range(BLOCKS - 1):
-            blocks = shift(no_blocks(operand, 1)[0], blocks, BLOCKS)
+            blocks = shift(no_blocks(operand, 32, 1)[0], blocks, BLOCKS)
             dw = convolve(blocks, matrices, 2, BLOCKS)
             store_kept(dw_past, dw, row, 0, channel, mask & (first == 0), D, K)
             row -= 16

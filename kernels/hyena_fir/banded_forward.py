@@ -86,13 +86,14 @@ def banded_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
+    N: tl.constexpr,
 ):
-    """Rows [rows i, rows (i+1)) of 32 columns; w_last [B, K-1, D] gets the last gated inputs."""
-    TILES: tl.constexpr = 2
+    """Rows [rows i, rows (i+1)) of N columns; w_last [B, K-1, D] gets the last gated inputs."""
+    TILES: tl.constexpr = N // 16
     SEGMENTS: tl.constexpr = 16 // CHANNELS
     BLOCKS: tl.constexpr = (K + 14) // 16 + 1
     operand: tl.constexpr = z.dtype.element_ty
-    channel, segment, mask = columns(D, G, CHANNELS, TILES)
+    channel, segment, mask = columns(D, G, CHANNELS, TILES, N)
     b = tl.program_id(2).to(tl.int64)
     z += b * stride_b + channel
     z_past += b * (F - 1) * 3 * D + channel
@@ -102,12 +103,12 @@ def banded_forward(
     filters = load_filters(featurizer, bias, channel, mask, D, F, BIAS)
     matrices = toeplitz(inner_taps, operand, D, G, K, CHANNELS, TILES, False)
     unit = identity(operand)
-    direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((32,), tl.float32)
+    direct = tl.load(skip + channel, mask=mask, other=0.0) if SKIP else tl.zeros((N,), tl.float32)
 
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(operand, BLOCKS)
+    blocks = no_blocks(operand, N, BLOCKS)
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)

@@ -5,13 +5,13 @@
 from typing import Any, NamedTuple, Self
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.hyena_fir import banded_backward as banded_b
 from kernels.hyena_fir import banded_forward as banded_f
 from kernels.hyena_fir import direct_backward as direct_b
 from kernels.hyena_fir import direct_forward as direct_f
+from kernels.hyena_fir.tiles import group_tiles, tile_channels
 from kernels.rows import FUSED
 
 _PROGRAMS = 1024  # enough for a large GPU: more would read more rows twice
@@ -138,16 +138,6 @@ def carried_back(dw_past: Tensor, dw_last: Tensor | None, length: int) -> Tensor
     return dw_past
 
 
-def tile_channels(D: int, G: int) -> int:
-    """The channels of a tile: those of a group, up to 16, as a power of two."""
-    return min(16, triton.next_power_of_2(D // G))
-
-
-def tiles(D: int, G: int) -> int:
-    """The number of tiles that cover all groups."""
-    return G * -(-(D // G) // tile_channels(D, G))
-
-
 def rows_a_walk(B: int, L: int, K: int, abreast: int, segments: int) -> int:
     """Choose how many rows a program with `segments` segments walks: whole blocks, and all that a filter reaches.
 
@@ -162,10 +152,10 @@ def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     inputs = inputs.packed()
     B, L, D, G, _, K = inputs.sizes()
     y, w_last = inputs.z.new_empty(B, L, D), torch.empty_like(inputs.w_past)
-    channels = tile_channels(D, G)
-    pairs = -(-tiles(D, G) // 2)
-    rows = rows_a_walk(B, L, K, pairs, 16 // channels)
-    banded_f.banded_forward[pairs, -(-L // rows), B](
+    channels, warps = tile_channels(D, G), 2
+    abreast = -(-G * group_tiles(D, G) // (2 * warps))
+    rows = rows_a_walk(B, L, K, abreast * warps, 16 // channels)
+    banded_f.banded_forward[abreast, -(-L // rows), B](
         *inputs,
         y,
         w_last,
@@ -174,7 +164,8 @@ def banded_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         inputs.z.stride(0),
         **inputs.constants(),
         CHANNELS=channels,
-        num_warps=1,
+        N=32 * warps,
+        num_warps=warps,
     )
     return y, kept_past(w_last, inputs.w_past, L)
 
@@ -186,7 +177,7 @@ def banded_backward(dy: Tensor, dw_last: Tensor | None, inputs: Inputs) -> Gradi
     dy, dw_last = dy.contiguous(), None if dw_last is None else dw_last.contiguous()
     dz = inputs.z.new_empty(B, L, 3 * D)
     dz_past, dw_past = torch.empty_like(inputs.z_past), torch.empty_like(inputs.w_past)
-    channels, count = tile_channels(D, G), tiles(D, G)
+    channels, count = tile_channels(D, G), G * group_tiles(D, G)
     blocks = (K + 14) // 16 + 1
     sums = F + (inputs.bias is not None)
     options = inputs.constants() | {"CHANNELS": channels, "num_warps": 1}

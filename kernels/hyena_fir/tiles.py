@@ -1,12 +1,12 @@
 """How Hyena-MR's kernels lay sequences out for tensor cores.
 
-A program of one warp owns 32 columns; a thread walks down one column, 16 rows at a time. A column is one channel in one
+A program owns 32 columns a warp; a thread walks down one column, 16 rows at a time. A column is one channel in one
 segment of the rows. Columns that share a filter form a tile: the product of its 16 rows and a 16 x 16 Toeplitz matrix
 is the block's part of the convolution. Registers hold the operands of the blocks before, so nothing is read twice.
 """
 
-# TILES tiles a program; a tile has CHANNELS channels (a power of two, at most 16) in SEGMENTS segments of its rows
-# a tuple of n row tensors [32] is written n x [32]
+# N columns and TILES tiles a program; a tile has CHANNELS channels (a power of two) in SEGMENTS segments of its rows
+# a tuple of n row tensors [N] is written n x [N]
 
 import triton
 import triton.language as tl
@@ -14,28 +14,50 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
-@triton.jit
-def tile_group(tile, D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr):
-    """The group of a tile, and its first channel within the group."""
-    a_group: tl.constexpr = (D // G + CHANNELS - 1) // CHANNELS
-    return tile // a_group, (tile % a_group) * CHANNELS
+@triton.constexpr_function
+def tile_channels(D, G):
+    """The channels of a tile, at most 16: those of a group, and one more where groups are odd.
+
+    Two numbers of 16 bits are the least that the hardware copies by itself, so tiles begin at even channels.
+    """
+    size = D // G + odd_groups(D, G)
+    return min(16, 1 << (size - 1).bit_length())
+
+
+@triton.constexpr_function
+def odd_groups(D, G):
+    """1 where groups have an odd number of channels, but more than one, and D is even; otherwise 0."""
+    return int(D // G % 2 == 1 and D // G > 1 and D % 2 == 0)
+
+
+@triton.constexpr_function
+def group_tiles(D, G):
+    """The tiles that cover a group."""
+    return -(-(D // G + odd_groups(D, G)) // tile_channels(D, G))
 
 
 @triton.jit
-def columns(D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr):
-    """The channel and the segment of each column, and which exist; the others read a real one, and store nothing."""
-    column = tl.arange(0, 32)
-    slot = column % (32 // TILES)
+def columns(D: tl.constexpr, G: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr, N: tl.constexpr):
+    """The channel and segment of each column, and which own theirs; the others read a real channel, store nothing."""
+    A_GROUP: tl.constexpr = group_tiles(D, G)
+    ODD: tl.constexpr = odd_groups(D, G)
+    column = tl.arange(0, N)
+    slot = column % (N // TILES)
     segment = tl.max_constancy(slot // CHANNELS, CHANNELS)
-    group, first = tile_group(tl.program_id(0) * TILES + column // (32 // TILES), D, G, CHANNELS)
-    channel = group * (D // G) + first + slot % CHANNELS
+    tile = tl.program_id(0) * TILES + column // (N // TILES)
+    group = tl.minimum(tile // A_GROUP, G - 1)
+    low = group * (D // G)
+    first = low - low % 2 * ODD + tile % A_GROUP * CHANNELS
     if D % (G * CHANNELS) == 0 and D % (TILES * CHANNELS) == 0:
         # neighbours in memory, as the compiler must know to read and write them together
-        channel = tl.max_contiguous(tl.multiple_of(channel, CHANNELS), CHANNELS)
-        mask = tl.full((32,), True, tl.int1)
+        channel = tl.max_contiguous(tl.multiple_of(first + slot % CHANNELS, CHANNELS), CHANNELS)
+        mask = tl.full((N,), True, tl.int1)
     else:
-        mask = (first + slot % CHANNELS < D // G) & (group < G)
+        channel = tl.minimum(first, max(D - CHANNELS, 0)) + slot % CHANNELS
+        mask = (channel >= tl.maximum(first, low)) & (channel < low + D // G) & (tile < G * A_GROUP)
         channel = tl.minimum(channel, D - 1)
+        if D % 2 == 0 and CHANNELS % 2 == 0 and D >= CHANNELS:
+            channel = tl.max_contiguous(tl.multiple_of(channel, 2), 2)
     return channel, segment, mask
 
 
@@ -57,8 +79,8 @@ def toeplitz(
     """
     row = tl.arange(0, 16 * TILES)[:, None]
     column = tl.arange(0, 16)[None, :]
-    group, _ = tile_group(tl.program_id(0) * TILES + row // 16, D, G, CHANNELS)
-    group = tl.minimum(group, G - 1)
+    A_GROUP: tl.constexpr = group_tiles(D, G)
+    group = tl.minimum((tl.program_id(0) * TILES + row // 16) // A_GROUP, G - 1)
     row = row % 4 // 2 * 8 + row % 16 // 4 * 2 + row % 2  # as `interleaved` orders columns
     out = ()
     for d in tl.static_range((K + 14) // 16 + 1):
@@ -79,11 +101,11 @@ def batched(x, TILES: tl.constexpr):
 
 @triton.jit
 def bits_of(x, dtype):
-    """A float32 matrix [32, 16] of numbers of `dtype`, as int32: of numbers of 16 bits two neighbours each, [32, 8]."""
+    """A float32 matrix [N, 16] of numbers of `dtype`, as int32: of numbers of 16 bits two neighbours each, [N, 8]."""
     if dtype.primitive_bitwidth == 32:
         return x.to(tl.int32, bitcast=True)
     else:
-        low, high = tl.split(tl.reshape(x, (32, 8, 2)))
+        low, high = tl.split(tl.reshape(x, (x.shape[0], 8, 2)))
         if dtype == tl.bfloat16:  # the upper half of a float32
             return ((low.to(tl.int32, bitcast=True) >> 16) & 0xFFFF) | (high.to(tl.int32, bitcast=True) & -65536)
         else:
@@ -93,12 +115,12 @@ def bits_of(x, dtype):
 
 @triton.jit
 def matrix_of(bits, dtype):
-    """The matrix [32, 16] again."""
+    """The matrix [N, 16] again."""
     if dtype.primitive_bitwidth == 32:
         return bits.to(dtype, bitcast=True)
     else:
         both = tl.join(bits.to(tl.int16), (bits >> 16).to(tl.int16))
-        return tl.reshape(both, (32, 16)).to(dtype, bitcast=True)
+        return tl.reshape(both, (bits.shape[0], 16)).to(dtype, bitcast=True)
 
 
 @triton.jit
@@ -121,18 +143,18 @@ def identity(operand):
 
 @triton.jit
 def pack(rows):
-    """16 x [32] as one tensor [32, 16]."""
+    """16 x [N] as one tensor [N, 16]."""
     a = tl.join(tl.join(rows[0], rows[8]), tl.join(rows[4], rows[12]))
     b = tl.join(tl.join(rows[1], rows[9]), tl.join(rows[5], rows[13]))
     c = tl.join(tl.join(rows[2], rows[10]), tl.join(rows[6], rows[14]))
     d = tl.join(tl.join(rows[3], rows[11]), tl.join(rows[7], rows[15]))
-    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (32, 16))
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (rows[0].shape[0], 16))
 
 
 @triton.jit
 def unpack(tensor):
-    """[32, 16] as 16 x [32]."""
-    even, odd = tl.split(tl.reshape(tensor, (32, 2, 2, 2, 2)))
+    """[N, 16] as 16 x [N]."""
+    even, odd = tl.split(tl.reshape(tensor, (tensor.shape[0], 2, 2, 2, 2)))
     a, c = tl.split(even)
     b, d = tl.split(odd)
     a0, a4 = tl.split(a)
@@ -158,7 +180,7 @@ def multiply(a, b):
 
 @triton.jit
 def operand_of(rows, unit):
-    """16 x [32] as the left operand of products: the unit matrix brings them into the layout that products keep."""
+    """16 x [N] as the left operand of products: the unit matrix brings them into the layout that products keep."""
     return bits_of(multiply(tile_of(rows, unit.dtype), unit), unit.dtype)
 
 
@@ -170,15 +192,15 @@ def convolve(blocks, matrices, TILES: tl.constexpr, BLOCKS: tl.constexpr):
     for d in tl.static_range(1, BLOCKS):
         block = batched(interleaved(matrix_of(blocks[d], operand)), TILES)
         out = tl.dot(block, matrices[d], out, input_precision="tf32x3")
-    return unpack(tl.reshape(out, (32, 16)))
+    return unpack(tl.reshape(out, (blocks[0].shape[0], 16)))
 
 
 @triton.jit
-def no_blocks(operand: tl.constexpr, BLOCKS: tl.constexpr):
+def no_blocks(operand: tl.constexpr, N: tl.constexpr, BLOCKS: tl.constexpr):
     """BLOCKS blocks of zeros, as operands of products."""
     out = ()
     for _ in tl.static_range(BLOCKS):
-        out = out + (tl.zeros((32, operand.primitive_bitwidth // 2), tl.int32),)
+        out = out + (tl.zeros((N, operand.primitive_bitwidth // 2), tl.int32),)
     return out
 
 
@@ -216,13 +238,13 @@ def turned(block, operand):
 
 @triton.jit
 def rows_of(tile):
-    """A tile [32, 16] as its rows: 16 x [32], a column a thread."""
+    """A tile [N, 16] as its rows: 16 x [N], a column a thread."""
     return unpack(tile)
 
 
 @triton.jit
 def tile_of(rows, dtype):
-    """16 x [32] as a tile."""
+    """16 x [N] as a tile."""
     narrow = ()
     for j in tl.static_range(16):
         narrow = narrow + (rows[j].to(dtype),)
@@ -231,13 +253,13 @@ def tile_of(rows, dtype):
 
 @triton.jit
 def numbers(row):
-    """The numbers of the 16 rows from row `row` of every column: [32, 16]."""
+    """The numbers of the 16 rows from row `row` of every column: [N, 16]."""
     return row[:, None] + tl.arange(0, 16)[None, :]
 
 
 @triton.jit
 def place_tile(base, past, row, stride: tl.constexpr, E: tl.constexpr, F: tl.constexpr):
-    """The addresses [32, 16] of 16 rows of a projection; above its first row lies the state."""
+    """The addresses [N, 16] of 16 rows of a projection; above its first row lies the state."""
     t = numbers(row).to(tl.int64)
     inside = base[:, None] + t * stride
     if F == 1:
@@ -248,7 +270,7 @@ def place_tile(base, past, row, stride: tl.constexpr, E: tl.constexpr, F: tl.con
 
 @triton.jit
 def load_tile(base, row, L, stride: tl.constexpr):
-    """16 rows from row `row` of every column, zeros outside the sequence: a tile [32, 16], read in long vectors."""
+    """16 rows from row `row` of every column, zeros outside the sequence: a tile [N, 16], read in long vectors."""
     t = numbers(row)
     return tl.load(base[:, None] + t.to(tl.int64) * stride, mask=(t >= 0) & (t < L), other=0.0)
 
@@ -273,7 +295,7 @@ def load_above(base, past, row, L, stride: tl.constexpr, E: tl.constexpr, F: tl.
 
 @triton.jit
 def load_kept(base, row, L, channel, mask, D: tl.constexpr, K: tl.constexpr):
-    """16 rows from row `row` of a state's [K-1, D] gated inputs, zeros where it has none: 16 x [32].
+    """16 rows from row `row` of a state's [K-1, D] gated inputs, zeros where it has none: 16 x [N].
 
     The state's last row is row L-1: 0 for L counts the rows above a sequence, its length those at its end.
     """

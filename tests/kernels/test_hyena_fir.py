@@ -117,7 +117,7 @@ def test_few_taps(
     check(call, by_definition, values, tolerance(values))
 
 
-# group sizes 1 to 32, whole and partial tiles; filters that reach to the end of a block, and one and two rows further
+# group sizes 1 to 32, whole and partial tiles, beginning at odd channels too; filters that reach to the end of a block, and one and two rows further
 @pytest.mark.parametrize(
     ("L", "B", "D", "G", "K", "F", "dtype", "without"),
     [
@@ -134,6 +134,10 @@ def test_few_taps(
         (20, 1, 2, 2, 129, 3, torch.float16, ()),
         (20, 1, 16, 1, 256, 1, torch.float32, ()),
         (1024, 1, 2, 2, 17, 2, torch.float32, ()),
+        (50, 1, 30, 2, 20, 3, torch.float16, ()),
+        (40, 1, 51, 3, 17, 3, torch.float32, ("bias",)),
+        (40, 1, 34, 2, 17, 2, torch.float16, STATE),
+        (33, 1, 10, 2, 18, 3, torch.float32, ()),
     ],
 )
 def test_many_taps(
@@ -313,6 +317,7 @@ GPU_MANY = [
     (128, 8, 129, 3, torch.float32, ()),
     (128, 4, 130, 3, torch.bfloat16, ()),
     (160, 8, 128, 1, torch.float16, ()),
+    (68, 4, 40, 3, torch.bfloat16, ()),
     (320, 16, 256, 3, torch.bfloat16, ()),
     (320, 16, 256, 3, torch.float32, ()),
     (1920, 128, 128, 3, torch.bfloat16, ("bias",)),
