@@ -117,7 +117,8 @@ def test_few_taps(
     check(call, by_definition, values, tolerance(values))
 
 
-# group sizes 1 to 32, whole and partial tiles, beginning at odd channels too; filters that reach to the end of a block, and one and two rows further
+# group sizes 1 to 32, whole and partial tiles, beginning at odd channels too; filters that reach to the end of a block,
+# and one and two rows further
 @pytest.mark.parametrize(
     ("L", "B", "D", "G", "K", "F", "dtype", "without"),
     [
