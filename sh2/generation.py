@@ -62,12 +62,12 @@ class GenerationOptions:
 
     length: int  # new tokens, at most
     temperature: float = 1.0  # 0 takes the likeliest token
-    top_k: int = 0  # as in `Sampling`
+    top_k: int = 0  # this and the next two as in `Sampling`
     top_p: float = 1.0
     min_p: float = 0.0
     alphabet: str | bytes | None = None  # characters that may be chosen (EOD besides, if it stops); None is every token
     stop_at_eod: bool = True  # end a sample when the model ends the document; otherwise EOD is a token like others
-    forbid: Sequence[str] = ()  # as in `Constraints`, as the next two
+    forbid: Sequence[str] = ()  # this and the next two as in `Constraints`
     no_repeat: int | None = None
     stop_at: str | None = None
     samples: int = 1  # continuations of each prompt

@@ -68,6 +68,19 @@ def test_pieces_joined_equal_one_pass(name: str, piece: int) -> None:
     assert relative_error(torch.cat(outputs, dim=1), model(ids_BL)[0]) < 1e-5
 
 
+def test_constraints_and_beams_are_those_of_the_cpu() -> None:
+    settings = {"length": 40, "alphabet": "ACGT", "forbid": ["GAATTC", "CC"], "no_repeat": 4}
+    texts = []
+    for device in ("cpu", "cuda"):
+        model = StripedHyena2(CONFIGS["striped"]).to(device).use_backend("reference")
+        samples = sh2.generate(
+            model, ["GAATT", "A"], samples=4, min_p=0.1, stop_at="GTG", stop_at_eod=False, **settings
+        )
+        beams = sh2.beam_search(model, ["GAATT", "A"], width=3, **settings)
+        texts.append([one.text for one in [*samples, *beams[0], *beams[1]]])
+    assert texts[0] == texts[1]
+
+
 def evo(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "evo_cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ import sh2
 from sh2.constraints import Constraints, History
 from sh2.errors import Sh2Error
 from sh2.generation import Generation
+from sh2.sampling import Sampling, choose
 from tests.sh2.models import tiny
 
 MOTIFS = st.lists(st.text("ACGTacgt", min_size=1, max_size=5), max_size=4)
@@ -147,6 +148,21 @@ def test_lower_case_counts_as_its_upper_case() -> None:
     assert any(letter.islower() for letter in results[0].text)
     for one in results:
         assert ("G", "T") not in set(pairwise("G" + one.text.upper()))
+
+
+def test_a_step_stays_on_the_device_and_never_waits_for_it() -> None:
+    """Meta tensors have no values to look at, and do not mix with tensors elsewhere."""
+    device = torch.device("meta")
+    constraints = Constraints(forbid=["GAATTC", "C"], no_repeat=3, stop_at="TAA")
+    history = History(constraints, [np.zeros(4, dtype=np.int64)] * 3, length=5, vocab_size=512, device=device)
+    sampling = Sampling(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, alphabet=(65, 67))
+    for _ in range(5):
+        banned_BV = history.banned()
+        logits_BV = torch.empty(3, 512, device=device, dtype=torch.bfloat16)
+        ids_B = choose(logits_BV, sampling, torch.empty(3, device=device, dtype=torch.float64), banned_BV)
+        history.write(ids_B)
+        assert history.ended().shape == ids_B.shape == (3,)
+        history.select(torch.zeros(3, dtype=torch.int64, device=device))
 
 
 @pytest.mark.parametrize(
