@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sh2.chunks import read
 from sh2.constraints import Constraints, History
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
@@ -202,12 +203,9 @@ def prefill(model: StripedHyena2, prompts: Sequence[NDArray[np.int64]], *, chunk
     logits: list[Tensor] = []
     for members in groups:
         ids_BL = to_batch([unique[member] for member in members], device)
-        state: ModelState | None = None
-        for piece_BL in ids_BL.split(chunk, dim=1):
-            x_BLD, state = model.hidden(piece_BL, state)
-        assert state is not None
+        last_BD, state = read(model, ids_BL, most=chunk)
         states.append(state)
-        logits.append(model.logits(x_BLD[:, -1]))
+        logits.append(model.logits(last_BD))
     where = {member: row for row, member in enumerate(member for members in groups for member in members)}
     rows = torch.tensor([where[place] for place in places], device=device)
     return select(states[0] if len(states) == 1 else join(states), rows), torch.cat(logits)[rows]

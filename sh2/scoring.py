@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.tokens import EOD, Tokens, as_rows, to_batch
@@ -57,7 +58,7 @@ def score(
         prepend_eod: start each sequence as a document, after an EOD, so that its first token is scored too.
         per_token: keep the log-probability of every scored token.
         max_tokens: tokens of one batch and chunk, at most.
-        chunk: tokens of one sequence that are run at once, at most.
+        chunk: tokens of one sequence that are run at once, at most; fewer where memory is short.
         progress: called with the number of tokens run, after every chunk of a batch.
 
     Returns:
@@ -112,13 +113,11 @@ def token_log_probs(
     """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32."""
     ids_BL = to_batch(rows, model.embedding.weight.device)
     parts: list[Tensor] = []
-    state = None
-    for start in range(0, ids_BL.shape[1] - 1, chunk):
-        stop = min(start + chunk, ids_BL.shape[1] - 1)
-        logits_BLV, state = model(ids_BL[:, start:stop], state)
-        parts.append(log_probs_of(logits_BLV, ids_BL[:, start + 1 : stop + 1]).cpu())
+    for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=chunk):
+        targets_BL = ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]
+        parts.append(log_probs_of(model.logits(x_BLD), targets_BL).cpu())
         if progress is not None:
-            progress(ids_BL[:, start:stop].numel())
+            progress(targets_BL.numel())
     if not parts:
         return np.zeros((len(rows), 0), dtype=np.float32)
     return torch.cat(parts, dim=1).numpy()

@@ -1,0 +1,84 @@
+"""Running a model over sequences of any length: pieces that carry the state, as long as the memory allows."""
+
+# B batch, L length, D width
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.state import ModelState
+
+_LEAST = 64  # tokens a row: where these do not fit, fewer will not help
+
+
+def chunks(
+    model: StripedHyena2, ids_BL: Tensor, *, most: int, state: ModelState | None = None
+) -> Iterator[tuple[int, Tensor, ModelState]]:
+    """Run ids through a model piece by piece.
+
+    A piece has at most `most` tokens a row, fewer where a GPU's free memory asks for it; a piece that nevertheless does
+    not fit is run again in halves, and so are those after it. What is yielded joins to the same outputs however the
+    pieces fall.
+
+    Args:
+        ids_BL: token ids.
+        state: what comes before; None starts sequences.
+
+    Yields:
+        The first token's number, the last block's output x_BLD of the piece, and the state after it.
+
+    Raises:
+        Sh2Error: not even a short piece fits into memory.
+    """
+    rows, length = ids_BL.shape
+    chunk = min(most, affordable(model, rows))
+    start = 0
+    while start < length:
+        piece_BL = ids_BL[:, start : start + chunk]
+        try:
+            done = model.hidden(piece_BL, state)
+        except torch.OutOfMemoryError:
+            done = None
+        if done is not None:
+            x_BLD, state = done
+            yield start, x_BLD, state
+            start += piece_BL.shape[1]
+            continue
+        # not within the handler: there the error still holds what the failed piece allocated
+        chunk = piece_BL.shape[1] // 2
+        if chunk < _LEAST:
+            raise Sh2Error(
+                f"out of memory: {rows} sequences of {piece_BL.shape[1]} tokens at once do not fit after {start} tokens"
+            ).hint("run fewer sequences at once, or a smaller model, or on a device with more memory")
+        if ids_BL.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def read(model: StripedHyena2, ids_BL: Tensor, *, most: int) -> tuple[Tensor, ModelState]:
+    """Run ids through as `chunks` does, and keep the end: the last token's output x_BD, and the state after it."""
+    for _, x_BLD, state in chunks(model, ids_BL, most=most):
+        end = x_BLD[:, -1], state
+    return end
+
+
+def affordable(model: StripedHyena2, rows: int) -> int:
+    """Estimate how many tokens a row may be run at once: a power of two that takes half of a GPU's free memory.
+
+    A CPU has swap and knows no out of memory: there any number is affordable.
+    """
+    weight = model.embedding.weight
+    if weight.device.type != "cuda":
+        return 1 << 62
+    free, _ = torch.cuda.mem_get_info(weight.device)
+    free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    return max(_LEAST, 1 << (free // 2 // (rows * bytes_a_token(model))).bit_length() - 1)
+
+
+def bytes_a_token(model: StripedHyena2) -> int:
+    """Estimate what a token's passage through a block holds in memory at once, beside states and weights."""
+    config, size = model.config, model.embedding.weight.element_size()
+    # the stream and its norm, wide and narrow; then the projections of a mixer or the hidden layer of the MLP
+    return config.width * (3 * 4 + 3 * size) + max(7 * config.width, 3 * config.mlp_width) * size
