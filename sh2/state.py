@@ -63,8 +63,10 @@ def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> Model
 
 
 def _select(part: MixerState, rows: Tensor) -> MixerState:
-    picked = (None if tensor is None else tensor[rows] for tensor in part)
-    return type(part)(*picked)  # type: ignore[arg-type]
+    if isinstance(part, AttentionState):
+        begin_B = None if part.begin_B is None else part.begin_B[rows]
+        return AttentionState(part.keys_BSJC[rows], part.values_BSJC[rows], begin_B)
+    return type(part)(*(tensor[rows] for tensor in part))
 
 
 def _reset(part: MixerState, rows: Tensor) -> MixerState:
@@ -81,7 +83,7 @@ def _join(parts: Sequence[MixerState]) -> MixerState:
     if attentions:
         return _join_attention(attentions)
     first, *_ = parts
-    return type(first)(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return type(first)(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 def _join_attention(parts: Sequence[AttentionState]) -> AttentionState:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sh2.config import ModelConfig, RotaryFrequencies
 from sh2.layers import linear
+from sh2.mixers.cache import KVCache, extend
 from sh2.precision import Float32Kept
 
 _MASK_ENTRIES = 1 << 26
@@ -20,12 +21,14 @@ class AttentionState(NamedTuple):
     """Rotated keys and values of the tokens seen, and where each row's sequence begins among them.
 
     Rows of one batch may have histories of different lengths: row b sees entries from `begin_B[b]` on, and its
-    positions count from there. None means from 0 for every row.
+    positions count from there. None means from 0 for every row. Without gradients, keys and values lie in a cache that
+    the next tokens' are written into.
     """
 
     keys_BSJC: Tensor
     values_BSJC: Tensor
     begin_B: Tensor | None = None
+    cache: KVCache | None = None
 
 
 class Attention(Float32Kept):
@@ -54,11 +57,11 @@ class Attention(Float32Kept):
         begin_B = None if state is None else state.begin_B
         angles = self._angles(T, x_BLD.shape[1], begin_B)
         q_BLHC, k_BLJC = rotate(q_BLHC, *angles), rotate(k_BLJC, *angles)
+        cache = None
         if state is not None:
-            k_BLJC = torch.cat([state.keys_BSJC, k_BLJC], dim=1)
-            v_BLJC = torch.cat([state.values_BSJC, v_BLJC], dim=1)
+            k_BLJC, v_BLJC, cache = extend(state.keys_BSJC, state.values_BSJC, k_BLJC, v_BLJC, state.cache)
         y_BLHC = attend(q_BLHC, k_BLJC, v_BLJC, begin_B)
-        return self.output(y_BLHC.flatten(2)), AttentionState(k_BLJC, v_BLJC, begin_B)
+        return self.output(y_BLHC.flatten(2)), AttentionState(k_BLJC, v_BLJC, begin_B, cache)
 
     def _angles(self, T: int, L: int, begin_B: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, L, 1, C/2] of the new tokens' positions, float32."""
