@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 
 class Precision(StrEnum):
-    """The dtype of weights and activations; filters' states and log-probabilities are float32 in any case."""
+    """In which numbers a model runs; filters' states and log-probabilities are float32 in any case."""
 
     AUTO = "auto"
     BF16 = "bf16"
     FP32 = "fp32"
+    FP8 = "fp8"
+    FP8_EMULATED = "fp8-emulated"
 
 
 class BackendName(StrEnum):
@@ -38,7 +40,12 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.")
 ]
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="auto keeps the file's own on a GPU and takes fp32 on a CPU.")
+    Precision,
+    typer.Option(
+        "--precision",
+        help="auto: the file's own on a GPU, fp32 on a CPU; with FP8 input projections where the model was trained so,"
+        " emulated where the hardware has none.",
+    ),
 ]
 BackendOption = Annotated[
     BackendName,
@@ -67,16 +74,45 @@ def load_model(name: str, device: str, precision: Precision, backend: BackendNam
     import sh2
 
     where = resolve_device(device)
-    dtype = {Precision.AUTO: torch.float32 if where == "cpu" else None, Precision.BF16: torch.bfloat16}.get(
-        precision, torch.float32
-    )
-    model = sh2.load(name, device=where, dtype=dtype).use_backend(backend)
+    own = torch.float32 if where == "cpu" else None
+    dtype = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}.get(precision, own)
+    model = sh2.load(name, device=where, dtype=dtype).use_precision(precision).use_backend(backend)
     count = sum(parameter.numel() for parameter in model.parameters())
     dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
     say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {where}")
-    if model.config.fp8_input_projections:
-        warn("this model was trained with FP8 input projections; without them its numbers differ from the published")
+    say_precision(model, chosen=precision is not Precision.AUTO)
     return model
+
+
+def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
+    """Say in one line in which numbers a model runs, and why."""
+    from sh2.fp8 import fp8_lacks, precision_of
+
+    weight, trained = model.embedding.weight, model.config.fp8_input_projections
+    runs = precision_of(model)
+    if mark := precision_mark(model):
+        warn(
+            f"the model was trained with FP8 input projections: in {runs} its numbers are wrong, and every output says"
+            f" precision={mark}; auto takes them"
+        )
+        return
+    reason = f"the model was {'' if trained else 'not '}trained with FP8 input projections"
+    if chosen:
+        reason = f"as asked for; {reason}"
+    elif runs == Precision.FP8_EMULATED:
+        reason += f" and {fp8_lacks(weight.device, model.config.width)}"
+    elif not trained:
+        reason += f"; {'a CPU runs in fp32' if weight.device.type == 'cpu' else 'this is the dtype of the file'}"
+    say(f"precision: {runs} ({reason})")
+
+
+def precision_mark(model: "StripedHyena2") -> str | None:
+    """What every output says of a model that was trained in FP8 and runs without; None of others."""
+    from sh2.fp8 import precision_of
+
+    runs = precision_of(model)
+    wrong = model.config.fp8_input_projections and not runs.startswith(Precision.FP8)
+    return f"{runs}_not_fp8" if wrong else None
 
 
 def resolve_device(device: str) -> str:

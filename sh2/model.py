@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kernels import Backend
 from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
+from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
 from sh2.layers import GatedMLP, RMSNorm, linear
 from sh2.mixers import MIXERS, Hyena, HyenaSE, MixerState
@@ -85,6 +86,22 @@ class StripedHyena2(nn.Module):
                 mixer.check_backend(chosen)
         for mixer in mixers:
             mixer.backend = chosen
+        return self
+
+    def use_precision(self, precision: str) -> Self:
+        """Choose in which numbers the model runs; call it when the model is where it will run.
+
+        Args:
+            precision: `bf16` and `fp32` cast the model and run all of it so. `fp8` and `fp8-emulated` run the input
+                projections of the hyena mixers in FP8, and the rest in the model's dtype: on hardware that has it, or
+                rounded alike on any device. `auto` takes one of these two, the first where it can, if the model was
+                trained so; if not, all of it runs in its dtype. `sh2.fp8.precision_of` tells what was taken.
+
+        Raises:
+            Sh2Error: there is no such precision, or the device has no FP8 products.
+        """
+        config = self.config
+        choose_precision(self, precision, width=config.width, trained_in_fp8=config.fp8_input_projections)
         return self
 
     def forward(

@@ -55,7 +55,7 @@ def perplexity(
 
     from data.sequence import IS_BASE, to_upper_dna
     from data.store import TokenStore
-    from evo_cli.inference import load_model
+    from evo_cli.inference import load_model, precision_mark
     from evo_cli.progress import progress_bar
     from sh2.perplexity import sliding_log_probs
 
@@ -74,8 +74,10 @@ def perplexity(
                 bases += int(counted.sum())
                 read += stretch.size
                 bar.update(read)
-    typer.echo("model\tsplit\tbases\tcontext\tstride\tbits_per_base")
-    typer.echo(f"{model}\t{split}\t{bases}\t{window}\t{step}\t{-total / bases / math.log(2):.4f}")
+    mark = precision_mark(loaded)
+    typer.echo("model\tsplit\tbases\tcontext\tstride\tbits_per_base" + ("\tprecision" if mark else ""))
+    cells = [model, split, bases, window, step, f"{-total / bases / math.log(2):.4f}", *([mark] if mark else [])]
+    typer.echo("\t".join(map(str, cells)))
 
 
 @evaluate.command()

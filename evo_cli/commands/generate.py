@@ -86,7 +86,7 @@ def generate(
     from data.reader import read_records
     from data.sequence import to_upper_dna
     from data.tokenizer import decode
-    from evo_cli.inference import load_model
+    from evo_cli.inference import load_model, precision_mark
     from evo_cli.output import check_outputs, open_output
     from evo_cli.progress import counter
     from sh2.generation import GenerationOptions, generate_each
@@ -113,6 +113,8 @@ def generate(
     )
     settings = _settings(options)
     loaded = load_model(model, device, precision, backend)
+    if mark := precision_mark(loaded):
+        settings += f" precision={mark}"
     with open_output(output) as stream, counter("generate", total=length * samples * len(texts)) as advance:
         for result in generate_each(loaded, texts, options, advance):
             text = decode(result.ids)

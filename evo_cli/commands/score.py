@@ -9,7 +9,7 @@ import typer
 from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from evo_cli.sequence_scores import SequenceOptions
     from sh2.model import StripedHyena2
@@ -67,6 +67,9 @@ def score(
     that the model finds ALT less likely. status is ok, or why there is no score (then NA). Windows are centred on the
     variant, shifted at contig ends, never padded; window_start is 0-based.
 
+    A model that was trained with FP8 input projections and runs without (--precision bf16 or fp32) adds a last column,
+    precision, to every row.
+
     \b
     Examples:
       evo score genes.fa --model run/model > scores.tsv
@@ -109,6 +112,11 @@ def score(
     )
 
 
+def line(cells: "Iterable[str]", mark: str | None) -> str:
+    """A row of a table; the mark, if there is one, is its last cell."""
+    return "\t".join([*cells, *([mark] if mark else [])]) + "\n"
+
+
 def variants(
     path: str,
     reference_path: Path,
@@ -125,7 +133,7 @@ def variants(
 
     from data.reference import Reference
     from data.vcf import read_vcf
-    from evo_cli.inference import say, warn
+    from evo_cli.inference import precision_mark, say, warn
     from evo_cli.output import open_output
     from evo_cli.progress import progress_bar
     from evo_cli.variant_scores import COLUMNS, score_alleles
@@ -135,13 +143,14 @@ def variants(
     # a file that cannot be read is found before the model takes its time
     head = list(islice(alleles, 1))
     model = load()
+    mark = precision_mark(model)
     statuses: Counter[str] = Counter()
     with open_output(output) as stream, progress_bar("score") as bar:
-        stream.write("\t".join(COLUMNS) + "\n")
+        stream.write(line(COLUMNS, mark and "precision"))
         for result in score_alleles(
             model, chain(head, alleles), reference, window=window, both_strands=both_strands, max_tokens=max_tokens
         ):
-            stream.write("\t".join(result.row()) + "\n")
+            stream.write(line(result.row(), mark))
             statuses[str(result.window.status)] += 1
             bar.update(statuses.total(), fields={"scored": f"{statuses['ok']:,}"})
     counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "none"
@@ -164,7 +173,7 @@ def sequences(
     from itertools import chain, islice
 
     from data.reader import read_records
-    from evo_cli.inference import say
+    from evo_cli.inference import precision_mark, say
     from evo_cli.output import open_output
     from evo_cli.progress import counter
     from evo_cli.sequence_scores import BASE_COLUMNS, COLUMNS, score_records
@@ -179,18 +188,19 @@ def sequences(
             f"`{head[0].name}` has {len(head[0].sequence):,} bp, more than the {trained:,} of the model's training: "
             f"--context {trained} reads it in windows, faster"
         )
+    mark = precision_mark(model)
     lower = 0
     with ExitStack() as stack:
         stream = stack.enter_context(open_output(output))
         base_stream = stack.enter_context(open_output(per_base)) if per_base else None
         advance = stack.enter_context(counter("score"))
-        stream.write("\t".join(COLUMNS) + "\n")
+        stream.write(line(COLUMNS, mark and "precision"))
         if base_stream:
-            base_stream.write("\t".join(BASE_COLUMNS) + "\n")
+            base_stream.write(line(BASE_COLUMNS, mark and "precision"))
         for result in score_records(model, chain(head, records), options, advance):
-            stream.write("\t".join(result.row()) + "\n")
+            stream.write(line(result.row(), mark))
             if base_stream:
-                base_stream.writelines("\t".join(row) + "\n" for row in result.base_rows())
+                base_stream.writelines(line(row, mark) for row in result.base_rows())
             lower += result.record.sequence != result.record.sequence.upper()
     if lower and not options.keep_case:
         say(f"{lower:,} records hold lower-case (soft-masked) bases: scored as upper case (--keep-case keeps them)")

@@ -11,6 +11,7 @@ from sh2.checkpoint.source import open_model
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
+from sh2.fp8 import InputProjection, Precision
 from sh2.mixers import Attention
 from sh2.mixers.attention import rotary_frequencies
 from sh2.model import StripedHyena2
@@ -21,7 +22,8 @@ def load(
 ) -> StripedHyena2:
     """Load a model, in evaluation mode.
 
-    Memory holds the model and one tensor more: tensors are read, converted and moved one by one.
+    Memory holds the model and one tensor more: tensors are read, converted and moved one by one. A model that was
+    trained with FP8 input projections runs with them: `use_precision` chooses otherwise.
 
     Args:
         path_or_name: a model folder, a published file with its configuration beside it (or named after a published
@@ -38,6 +40,9 @@ def load(
     source = open_model(path_or_name)
     with torch.device("meta"):
         model = StripedHyena2(source.config)
+        for name, module in model.named_modules():
+            if isinstance(module, InputProjection) and f"{name}.fp8_scales" in source.tensors:
+                module.fp8_scales = torch.empty(2, dtype=torch.float32)
     check_tensors(
         source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, str(path_or_name)
     )
@@ -50,7 +55,7 @@ def load(
     for module in model.modules():
         if isinstance(module, Attention) and module.inv_freq.is_meta:
             module.inv_freq = rotary_frequencies(source.config).to(device)
-    return model.eval()
+    return model.eval().use_precision(Precision.AUTO)
 
 
 def save_model(model: nn.Module, folder: str | Path) -> None:

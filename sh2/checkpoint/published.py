@@ -6,6 +6,7 @@ there and back is the same to the bit.
 
 # D width, E = 3D projected channels, G filter groups, K taps, N modes, C channels a head
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sh2.checkpoint.fp8_state import read_scales, write_scales
 from sh2.checkpoint.layout import PublishedLayout, attention_rows, canonical_layout, hyena_rows
+from sh2.checkpoint.safetensors_file import tensor_bytes
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors
 from sh2.config import MixerKind, ModelConfig, RotaryFrequencies
 from sh2.mixers.attention import rotary_frequencies
@@ -23,6 +26,8 @@ from sh2.mixers.hyena import decay_window
 # without, whatever the block is called
 LONG_FILTER = 128
 _IGNORED = re.compile(r"(.*\.)?_extra_state|(.*\.)?filter\.t")
+
+log = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -70,7 +75,7 @@ def published_to_ours(
         for layer, kind in enumerate(config.kinds):
             if kind is not MixerKind.ATTENTION:
                 ours[f"blocks.{layer}.mixer.input.bias"] = _zeros((3 * config.width,), found["norm.scale"].dtype)
-    return ours
+    return ours | _scales(tensors, config, label)
 
 
 def ours_to_published(
@@ -83,8 +88,44 @@ def ours_to_published(
     """
     table = list(_table(config, layout or canonical_layout(config)))
     folded = _fold(tensors, config)
+    states = {
+        _fp8_state(layer): LazyTensor.of(write_scales(folded.pop(name).read()))
+        for layer in range(config.num_layers)
+        if (name := _fp8_scales(layer)) in folded
+    }
     check_tensors(folded, {entry.ours: _shape(entry.shape, entry.to_ours) for entry in table}, label)
-    return {entry.published: folded[entry.ours].map(entry.to_published) for entry in table}
+    return {entry.published: folded[entry.ours].map(entry.to_published) for entry in table} | states
+
+
+def _fp8_state(layer: int) -> str:
+    return f"blocks.{layer}.projections._extra_state"
+
+
+def _fp8_scales(layer: int) -> str:
+    return f"blocks.{layer}.mixer.input.fp8_scales"
+
+
+def _scales(tensors: Tensors, config: ModelConfig, label: str) -> dict[str, LazyTensor]:
+    """The scales that training in FP8 left, of every hyena mixer that has them; a line if some are not understood."""
+    scales: dict[str, LazyTensor] = {}
+    faults: list[str] = []
+    for layer, kind in enumerate(config.kinds):
+        name = _fp8_state(layer)
+        if name not in tensors or kind is MixerKind.ATTENTION or not config.fp8_input_projections:
+            continue
+        try:
+            if (read := read_scales(tensor_bytes(tensors[name].read()).tobytes())) is not None:
+                scales[_fp8_scales(layer)] = LazyTensor.of(torch.tensor(read, dtype=torch.float32))
+        except ValueError as error:
+            faults.append(f"`{name}`: {error}")
+    if faults:
+        log.warning(
+            "%s: the FP8 scales of %d layers are not understood, theirs are taken from the values at hand (%s)",
+            label,
+            len(faults),
+            faults[0],
+        )
+    return scales
 
 
 def _fold(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]:
@@ -223,7 +264,10 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> LazyTe
 
 
 def _is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether published code drops this tensor: a copy of tied embeddings, FP8 state, time axes and stale filters."""
+    """Whether published code drops this tensor: a copy of tied embeddings, time axes, stale filters.
+
+    FP8 state is no weight either: what is needed of it is read apart.
+    """
     if name == "unembed.weight":
         return config.tied_embeddings
     stale = re.fullmatch(r"blocks\.(\d+)\.filter\.h", name)

@@ -35,6 +35,7 @@ _HYENA = {
     **_EVERYWHERE,
     "mixer.dense_projection.weight": "projections.weight",
     "mixer.dense_projection.bias": "projections.bias",
+    "mixer.dense_projection._extra_state": "projections._extra_state",
     "mixer.hyena_proj_conv.short_conv_weight": "filter.short_filter_weight",
     "mixer.dense.weight": "out_filter_dense.weight",
     "mixer.dense.bias": "out_filter_dense.bias",

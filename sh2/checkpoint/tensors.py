@@ -11,8 +11,8 @@ from sh2.errors import Sh2Error
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-# these keep float32 whatever the model's dtype: a rounded pole or frequency is another one
-FLOAT32_NAMES = frozenset({"log_poles", "pole_shift", "residues", "inv_freq"})
+# these keep float32 whatever the model's dtype: a rounded pole, frequency or scale is another one
+FLOAT32_NAMES = frozenset({"log_poles", "pole_shift", "residues", "inv_freq", "fp8_scales"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.serialization import safe_globals, set_default_mmap_options, skip_data
 
 from sh2.checkpoint.tensors import LazyTensor, Tensors
@@ -54,9 +54,13 @@ def read_torch_parts(paths: Sequence[Path]) -> dict[str, LazyTensor]:
     joined: Any = io.BufferedReader(_Parts(paths))
     with FakeTensorMode():
         loaded = _load(joined, label, mapped=False)
-    fakes = _tensors(loaded, label)
+    tensors = _tensors(loaded, label)
+    fakes = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
     _check_offsets(joined, fakes.values(), label)
-    return {name: _stored(joined, fake, label) for name, fake in fakes.items()}
+    return {
+        name: _stored(joined, tensor, label) if name in fakes else LazyTensor.of(tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def _load(file: Path | BinaryIO, label: str, *, mapped: bool) -> object:
@@ -77,7 +81,7 @@ def _load(file: Path | BinaryIO, label: str, *, mapped: bool) -> object:
 
 
 def _tensors(loaded: object, label: str) -> dict[str, Tensor]:
-    """The flat dict of tensors in what was loaded; blobs of `_extra_state` are left out."""
+    """The flat dict of tensors in what was loaded; blobs of `_extra_state` become tensors of their bytes."""
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -87,6 +91,9 @@ def _tensors(loaded: object, label: str) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if isinstance(value, Tensor):
             tensors[str(name)] = value.detach()
+        elif str(name).endswith("_extra_state") and isinstance(value, (io.BytesIO, bytes)):
+            blob = value if isinstance(value, bytes) else value.getvalue()
+            tensors[str(name)] = torch.tensor(bytearray(blob), dtype=torch.uint8)
         elif not str(name).endswith("_extra_state"):
             raise Sh2Error(f"{label}: `{name}` is a {type(value).__name__}, not a tensor")
     return tensors

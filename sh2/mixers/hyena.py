@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kernels import Backend, FirState, ModalState, hyena_fir, hyena_li
 from sh2.config import DecayWindow, ModelConfig
 from sh2.errors import Sh2Error
+from sh2.fp8 import InputProjection
 from sh2.layers import linear
 from sh2.precision import Float32Kept
 
@@ -21,7 +22,9 @@ class Hyena(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.input = linear(width, 3 * width, bias=config.input_bias)
+        self.input = nn.utils.skip_init(
+            InputProjection, width, 3 * width, bias=config.input_bias, device=torch.get_default_device()
+        )
         self.featurizer_taps = nn.Parameter(torch.empty(3 * width, config.featurizer_taps))
         self.featurizer_bias = nn.Parameter(torch.empty(3 * width)) if config.featurizer_bias else None
         self.output = linear(width, width, bias=config.hyena_output_bias)

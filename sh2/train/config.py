@@ -153,7 +153,8 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
         check_known(key, known, table="model")
         values[key] = read_value("model", key, known[key], value)
     base = {} if name is None else preset(_text("model field `preset`", name)).to_dict()
-    return ModelConfig.from_dict({**base, **values})
+    # what was trained with FP8 elsewhere is trained without it here
+    return ModelConfig.from_dict({**base, "fp8_input_projections": False, **values})
 
 
 def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:

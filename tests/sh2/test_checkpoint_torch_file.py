@@ -111,11 +111,17 @@ def test_tensors_are_found_inside_a_wrapper(tmp_path: Path, wrapper: str) -> Non
     assert_same(read_torch_file(tmp_path / "m.pt"), some_tensors())
 
 
-@pytest.mark.parametrize("blob", [io.BytesIO(b"fp8 scales"), b"fp8 scales", None], ids=["BytesIO", "bytes", "None"])
-def test_extra_state_is_let_in_and_left_out(tmp_path: Path, blob: object) -> None:
-    torch.save({**some_tensors(), "blocks.0.projections._extra_state": blob}, tmp_path / "m.pt")
-    assert_same(read_torch_file(tmp_path / "m.pt"), some_tensors())
-    assert_same(read_torch_parts(cut(tmp_path / "m.pt", 3)), some_tensors())
+@pytest.mark.parametrize(
+    ("blob", "content"),
+    [(io.BytesIO(b"fp8 scales"), b"fp8 scales"), (b"fp8 scales", b"fp8 scales"), (None, None)],
+    ids=["BytesIO", "bytes", "None"],
+)
+def test_extra_state_is_let_in_as_bytes(tmp_path: Path, blob: object, content: bytes | None) -> None:
+    name = "blocks.0.projections._extra_state"
+    torch.save({**some_tensors(), name: blob}, tmp_path / "m.pt")
+    state = {} if content is None else {name: torch.tensor(list(content), dtype=torch.uint8)}
+    assert_same(read_torch_file(tmp_path / "m.pt"), some_tensors() | state)
+    assert_same(read_torch_parts(cut(tmp_path / "m.pt", 3)), some_tensors() | state)
 
 
 class Hostile:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sh2.checkpoint.fp8_state import write_scales
 from sh2.checkpoint.source import open_model
 from sh2.errors import Sh2Error
 from tests.sh2.published_files import BASE, assert_same, published_tensors, read
@@ -79,6 +80,13 @@ def test_it_is_the_published_model(tmp_path: Path, norm: int, prefix: str) -> No
     (tmp_path / "other").mkdir()
     expected = opened(tmp_path / "other", published)
     assert_same(opened(tmp_path, {prefix + name: tensor for name, tensor in savanna.items()}), expected)
+
+
+def test_fp8_scales_are_kept(tmp_path: Path) -> None:
+    savanna, _ = a_training_file()
+    savanna["sequential.3.mixer.dense_projection._extra_state"] = write_scales(torch.tensor([3.0, 50.0]))
+    found = opened(tmp_path, savanna, KEYS | {"use_fp8_input_projections": True})
+    assert found["blocks.1.mixer.input.fp8_scales"].tolist() == [3.0, 50.0]
 
 
 def test_rotary_frequencies_come_from_the_base_where_the_file_has_none(tmp_path: Path) -> None:

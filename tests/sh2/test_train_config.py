@@ -52,6 +52,11 @@ def test_a_wrong_value_is_refused(values, message, hint):
     assert hint is None or caught.value.__notes__[0].startswith(hint)
 
 
+def test_a_model_is_not_trained_in_fp8_whatever_its_preset_was() -> None:
+    assert preset("evo2_1b_base").fp8_input_projections
+    assert not model_from_table({"preset": "evo2_1b_base"}).fp8_input_projections
+
+
 def test_a_model_table_replaces_fields_of_a_preset():
     config = model_from_table({"preset": "nano", "layout": "SM", "mr_window": {"alpha_first": 1, "alpha_last": 2.0}})
 

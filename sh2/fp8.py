@@ -1,0 +1,205 @@
+"""FP8 products as Transformer Engine takes them, without it: rounding, scales, the product, and the layer that uses it.
+
+The published models of 1B, 20B and 40B parameters were trained with the input projections of their hyena mixers in FP8,
+and are wrong without. Input and weight are scaled, rounded to E4M3, multiplied with float32 accumulation, and scaled
+back. The scales are the checkpoint's where it has them (delayed scaling: numbers that training left, the same for every
+input). Where it has none they are taken from the values at hand (current scaling): one for the whole weight, which
+never changes, and one a token for the input. Not one a tensor, as in training: a score would then depend on its batch
+mates and on where a chunk ends, and a token on those after it. A token's own scale depends on nothing but that token.
+
+Two ways of multiplying give the same: `fp8` on hardware, `fp8-emulated` anywhere. Products of E4M3 numbers are exact in
+float32, so only the order of the sums differs, and how wide they are: as Transformer Engine does in the forward pass,
+hardware sums fast, which on Hopper keeps about 14 bits. Published weights are used to that.
+
+Knows nothing of files.
+"""
+
+# B batch, L length, D width, E outputs, M tokens of all rows
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+
+from sh2.errors import Sh2Error
+from sh2.precision import Float32Kept
+
+E4M3_MAX = 448.0
+_TILE = 16  # hardware takes sizes that are multiples of this
+_CAPABILITY = (8, 9)  # of the first devices with FP8 products
+
+
+class Precision(StrEnum):
+    """In which numbers a model runs."""
+
+    AUTO = "auto"  # as the model was trained
+    BF16 = "bf16"
+    FP32 = "fp32"
+    FP8 = "fp8"  # input projections of the hyena mixers alone, on hardware; the rest in the model's dtype
+    FP8_EMULATED = "fp8-emulated"  # the same, rounded alike and multiplied in wider numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantised:
+    """A tensor in FP8: codes / scale are its values."""
+
+    codes: Tensor  # float8_e4m3fn; float16, which holds the same numbers, where only the emulation uses them
+    scale: Tensor  # float32; one for all, or one for each row of the last dimension [..., 1]
+
+
+def scale_of(amax: Tensor) -> Tensor:
+    """The scale, float32, that takes the largest magnitude to the largest E4M3 number; 1 if it is 0 or not finite."""
+    wide = amax.float()
+    # a number over a tensor would be that number times a reciprocal, which rounds twice
+    scale = (torch.full_like(wide, E4M3_MAX) / wide).clamp(max=torch.finfo(torch.float32).max)
+    return torch.where((wide > 0) & wide.isfinite(), scale, torch.ones_like(scale))
+
+
+def quantise(x: Tensor, scale: Tensor) -> Quantised:
+    """Round x * scale to E4M3, ties to even; what lies beyond +-448 becomes +-448, NaN stays."""
+    return Quantised(codes=(x.float() * scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale=scale.float())
+
+
+def fp8_linear(
+    x_BLD: Tensor, weight_ED: Quantised, bias_E: Tensor | None, input_scale: Tensor | None, mode: Precision
+) -> Tensor:
+    """A linear layer whose product is that of FP8 operands; the bias is added to the rounded product.
+
+    Args:
+        x_BLD: any floating dtype, any number of leading dimensions; the result has the same.
+        weight_ED: one scale for all of it.
+        input_scale: one for all of x, float32; None takes each token's own.
+        mode: `fp8` (see `fp8_lacks`) or `fp8-emulated`.
+    """
+    if input_scale is None:
+        input_scale = scale_of(x_BLD.abs().amax(dim=-1, keepdim=True))
+    x = quantise(x_BLD, input_scale)
+    codes_MD = x.codes.flatten(0, -2)
+    undo = x.scale.reciprocal(), weight_ED.scale.reciprocal()
+    if mode is Precision.FP8 and x_BLD.dtype is torch.bfloat16 and undo[0].numel() == 1:
+        y_ME = _multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16)
+    else:
+        one = torch.ones_like(undo[1])
+        sums_ME = (
+            _multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32)
+            if mode is Precision.FP8
+            else _emulate(codes_MD, weight_ED.codes)
+        )
+        y_ME = (sums_ME * (undo[0].reshape(-1, 1) * undo[1])).to(x_BLD.dtype)
+    y_BLE = y_ME.unflatten(0, x_BLD.shape[:-1])
+    return y_BLE if bias_E is None else y_BLE + bias_E
+
+
+def _multiply(
+    x_MD: Tensor, weight_ED: Tensor, undo_x: Tensor, undo_weight: Tensor, *, dtype: torch.dtype, fast: bool = True
+) -> Tensor:
+    """The product on hardware, of codes; rows are padded to what it takes."""
+    rows = x_MD.shape[0]
+    padded_MD = F.pad(x_MD.view(torch.uint8), (0, 0, 0, -rows % _TILE)).view(torch.float8_e4m3fn)
+    y_ME: Tensor = torch._scaled_mm(
+        padded_MD,
+        weight_ED.t(),
+        scale_a=undo_x.reshape(()),
+        scale_b=undo_weight.reshape(()),
+        out_dtype=dtype,
+        use_fast_accum=fast,
+    )
+    return y_ME[:rows]
+
+
+def _emulate(x_MD: Tensor, weight_ED: Tensor) -> Tensor:
+    """The product of codes, float32. On a GPU as float16, which holds them all and has fast products everywhere."""
+    if x_MD.is_cuda:
+        return torch.mm(x_MD.half(), weight_ED.half().t(), out_dtype=torch.float32)
+    return F.linear(x_MD.float(), weight_ED.float())
+
+
+class InputProjection(Float32Kept, nn.Linear):
+    """The input projection of a hyena mixer: a linear layer that can run in FP8.
+
+    `precision` is a choice of the machine's, set by `StripedHyena2.use_precision`; no file has it. Gradients are those
+    of the product in the layer's dtype.
+    """
+
+    float32_names = ("fp8_scales",)
+
+    precision: Precision | None = None  # None runs in the layer's dtype
+    fp8_scales: Tensor | None  # of the input and of the weight [2], float32, as training left them; None: not stored
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device | str | None = None) -> None:
+        super().__init__(inputs, outputs, bias=bias, device=device)
+        self.register_buffer("fp8_scales", None)
+        self._kept: tuple[object, Quantised] | None = None
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if self.precision is None:
+            return super().forward(x_BLD)
+        with torch.no_grad():
+            input_scale = None if self.fp8_scales is None else self.fp8_scales[0]
+            y_BLE = fp8_linear(x_BLD, self.quantised_weight(), self.bias, input_scale, self.precision)
+        if not torch.is_grad_enabled():
+            return y_BLE
+        smooth_BLE = super().forward(x_BLD)
+        return y_BLE + (smooth_BLE - smooth_BLE.detach())
+
+    def quantised_weight(self) -> Quantised:
+        """The weight in FP8, kept until it or its scale changes: a byte more for each of its numbers, emulated two."""
+        tensors = [self.weight] if self.fp8_scales is None else [self.weight, self.fp8_scales]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        key = self.precision, [(tensor.data_ptr(), tensor.dtype) for tensor in tensors], versions
+        if self._kept is None or self._kept[0] != key:
+            scale = scale_of(self.weight.abs().amax()) if self.fp8_scales is None else self.fp8_scales[1]
+            weight_ED = quantise(self.weight.detach(), scale)
+            if self.precision is Precision.FP8_EMULATED:  # widening FP8 takes longer than a token's product
+                weight_ED = replace(weight_ED, codes=weight_ED.codes.half())
+            if isinstance(weight_ED.codes, FakeTensor):  # a trial without values
+                return weight_ED
+            self._kept = key, weight_ED
+        return self._kept[1]
+
+
+def fp8_lacks(device: torch.device, width: int) -> str | None:
+    """Say why FP8 products of this width cannot run on a device; None if they can."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"the device `{device.type}` has no FP8 products"
+    if (capability := torch.cuda.get_device_capability(device)) < _CAPABILITY:
+        name, has = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+        return f"{name} has no FP8 products: its compute capability is {has}, they need 8.9"
+    return f"FP8 products need widths in multiples of {_TILE}, not {width}" if width % _TILE else None
+
+
+def choose_precision(model: nn.Module, precision: str, *, width: int, trained_in_fp8: bool) -> None:
+    """Set in which numbers a model runs; `StripedHyena2.use_precision` says what each is.
+
+    Raises:
+        Sh2Error: there is no such precision, or the device has no FP8 products.
+    """
+    if precision not in list(Precision):
+        raise Sh2Error(f"unknown precision `{precision}`").hint(f"use {', '.join(Precision)}")
+    chosen: Precision | None = Precision(precision)
+    lacks = fp8_lacks(next(model.parameters()).device, width)
+    if chosen is Precision.FP8 and lacks:
+        raise Sh2Error(f"precision fp8 cannot run here: {lacks}").hint("fp8-emulated rounds alike on any device")
+    if chosen is Precision.AUTO:
+        chosen = (Precision.FP8_EMULATED if lacks else Precision.FP8) if trained_in_fp8 else None
+    elif chosen in _DTYPES:
+        model.to(_DTYPES[chosen])
+        chosen = None
+    for module in model.modules():
+        if isinstance(module, InputProjection):
+            module.precision = chosen
+
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
+
+
+def precision_of(model: nn.Module) -> str:
+    """In which numbers a model runs: `fp8`, `fp8-emulated`, `bf16`, `fp32`, or the name of another dtype."""
+    for module in model.modules():
+        if isinstance(module, InputProjection) and module.precision is not None:
+            return module.precision
+    dtype = next(model.parameters()).dtype
+    return next((name for name, known in _DTYPES.items() if known is dtype), str(dtype).removeprefix("torch."))
