@@ -260,8 +260,7 @@ class _Decoder:
                 kept = torch.from_numpy(going.nonzero()[0]).to(self.device)
                 self.state, ids_B, alive = select(self.state, kept), ids_B[kept], alive[going]
                 self.history.select(kept)
-            logits_BLV, self.state = self.model(ids_B[:, None], self.state)
-            self.logits_BV = logits_BLV[:, 0]
+            self.logits_BV, self.state = self.model.step(ids_B, self.state)
 
     def _choose(self, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of every row, and what it ends, if anything: ids_B, and indices ends_B into `_ENDS`."""

@@ -169,8 +169,7 @@ class _Search:
         """Run the model on the beams' last tokens, each from the state of the beam that it came from."""
         ids_B = self.ids_BT[:, -1]
         self.history.select(parents_B).write(ids_B)
-        logits_BLV, self.state = self.model(ids_B[:, None], select(self.state, parents_B))
-        self.logits_BV = logits_BLV[:, 0]
+        self.logits_BV, self.state = self.model.step(ids_B, select(self.state, parents_B))
 
     def _best(self, score: Score | None) -> Tensor:
         """The beams to go on with, best first and at most `width`, by score and then by probability."""

@@ -2,7 +2,8 @@
 
 # B batch, L length, D width, V vocabulary
 
-from typing import Self
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +34,26 @@ class Block(nn.Module):
             else GatedMLP(config.width, config.mlp_width, config.activation_of(layer))
         )
 
-    def forward(self, x_BLD: Tensor, state: BlockState | None = None) -> tuple[Tensor, BlockState]:
+    def forward(
+        self, x_BLD: Tensor, state: BlockState | None = None, *, in_place: bool = False
+    ) -> tuple[Tensor, BlockState]:
+        """Apply the block. in_place: x is one token, and the state itself moves on."""
         mixer_state: MixerState | None
         feed_forward_state: MixerState | None
         mixer_state, feed_forward_state = state or (None, None)
-        y_BLD, mixer_state = self.mixer(self.mixer_norm(x_BLD), mixer_state)
+        mix = _causal_map(self.mixer, in_place)
+        y_BLD, mixer_state = mix(self.mixer_norm(x_BLD), mixer_state)
         x_BLD = x_BLD + y_BLD
         if self.mixes_twice:
-            y_BLD, feed_forward_state = self.feed_forward(self.feed_forward_norm(x_BLD), feed_forward_state)
+            mix = _causal_map(self.feed_forward, in_place)
+            y_BLD, feed_forward_state = mix(self.feed_forward_norm(x_BLD), feed_forward_state)
         else:
             y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
         return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
+
+
+def _causal_map(mixer: nn.Module, in_place: bool) -> Callable[..., tuple[Tensor, MixerState]]:
+    return cast(Callable[..., tuple[Tensor, MixerState]], mixer.step if in_place else mixer)
 
 
 class StripedHyena2(nn.Module):
@@ -141,6 +151,26 @@ class StripedHyena2(nn.Module):
         assert state is not None
         return torch.cat(outputs, dim=1), state
 
+    @torch.no_grad()
+    def step(self, ids_B: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Predict the next token after one more: `forward` of one token without gradients, in the memory of the state.
+
+        Args:
+            ids_B: the next token of every row.
+            state: what came before; it is used up, and must not be used again. To continue a state more than once,
+                `sh2.state.select` rows of it first.
+
+        Returns:
+            logits_BV in the model's dtype, and the state that continues the sequences.
+
+        Raises:
+            Sh2Error: as `forward`.
+        """
+        ids_B1 = ids_B[:, None]
+        self._check(ids_B1, state)
+        x_B1D, state = self._piece(ids_B1, state, in_place=True)
+        return self.logits(x_B1D)[:, 0], state
+
     def _check(self, ids_BL: Tensor, state: ModelState | None) -> None:
         """Refuse what would be answered wrongly or fail deep inside."""
         if not isinstance(ids_BL, Tensor) or ids_BL.ndim != 2 or 0 in ids_BL.shape:
@@ -156,11 +186,11 @@ class StripedHyena2(nn.Module):
         if state is not None and (rows := state[0].mixer[0].shape[0]) != ids_BL.shape[0]:
             raise Sh2Error(f"the state belongs to {rows} sequences, the token ids to {ids_BL.shape[0]}")
 
-    def _piece(self, ids_BL: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
+    def _piece(self, ids_BL: Tensor, state: ModelState | None, *, in_place: bool = False) -> tuple[Tensor, ModelState]:
         x_BLD = self.embedding(ids_BL.long())
         new_state: list[BlockState] = []
         for layer, block in enumerate(self.blocks):
-            x_BLD, block_state = block(x_BLD, None if state is None else state[layer])
+            x_BLD, block_state = block(x_BLD, None if state is None else state[layer], in_place=in_place)
             new_state.append(block_state)
         return x_BLD, tuple(new_state)
 

@@ -63,6 +63,10 @@ class Attention(Float32Kept):
         y_BLHC = attend(q_BLHC, k_BLJC, v_BLJC, begin_B)
         return self.output(y_BLHC.flatten(2)), AttentionState(k_BLJC, v_BLJC, begin_B, cache)
 
+    def step(self, x_B1D: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """`forward` for one token: keys and values grow in place there too."""
+        return self.forward(x_B1D, state)
+
     def _angles(self, T: int, L: int, begin_B: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, L, 1, C/2] of the new tokens' positions, float32."""
         positions = torch.arange(T, T + L, device=self.inv_freq.device)[None]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import Backend, FirState, ModalState, hyena_fir, hyena_li
+from kernels import Backend, FirState, ModalState, hyena_fir, hyena_fir_step, hyena_li, hyena_li_step
 from sh2.config import DecayWindow, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection
@@ -65,17 +65,18 @@ class HyenaFir(Hyena):
             return self.taps
         return self.taps.float() * decay_window(self.window, self.taps.shape[0], self.taps.shape[1], self.taps.device)
 
+    def filters(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """What the operator takes beside a projection and a state."""
+        return self.featurizer_taps, self.featurizer_bias, self.inner_filter(), self.skip
+
     def forward(self, x_BLD: Tensor, state: FirState | None = None) -> tuple[Tensor, FirState]:
-        y_BLD, state = hyena_fir(
-            self.input(x_BLD),
-            self.featurizer_taps,
-            self.featurizer_bias,
-            self.inner_filter(),
-            self.skip,
-            state,
-            backend=self.backend,
-        )
+        y_BLD, state = hyena_fir(self.input(x_BLD), *self.filters(), state, backend=self.backend)
         return self.output(y_BLD), state
+
+    def step(self, x_B1D: Tensor, state: FirState) -> tuple[Tensor, FirState]:
+        """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
+        y_BD = hyena_fir_step(self.input(x_B1D)[:, 0], *self.filters(), state, backend=self.backend)
+        return self.output(y_BD[:, None]), state
 
 
 class HyenaSE(HyenaFir):
@@ -113,19 +114,19 @@ class HyenaLI(Float32Kept, Hyena):
         self.residues = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.skip = nn.Parameter(torch.empty(config.width))
 
-    def forward(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
+    def filters(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """What the operator takes beside a projection and a state."""
         log_poles_DN = self.log_poles * self.pole_shift.exp()
-        y_BLD, state = hyena_li(
-            self.input(x_BLD),
-            self.featurizer_taps,
-            self.featurizer_bias,
-            log_poles_DN,
-            self.residues,
-            self.skip,
-            state,
-            backend=self.backend,
-        )
+        return self.featurizer_taps, self.featurizer_bias, log_poles_DN, self.residues, self.skip
+
+    def forward(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
+        y_BLD, state = hyena_li(self.input(x_BLD), *self.filters(), state, backend=self.backend)
         return self.output(y_BLD), state
+
+    def step(self, x_B1D: Tensor, state: ModalState) -> tuple[Tensor, ModalState]:
+        """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
+        y_BD = hyena_li_step(self.input(x_B1D)[:, 0], *self.filters(), state, backend=self.backend)
+        return self.output(y_BD[:, None]), state
 
 
 def decay_window(window: DecayWindow, groups: int, taps: int, device: torch.device) -> Tensor:

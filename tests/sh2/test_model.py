@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sh2 import state as states
 from sh2.errors import Sh2Error
+from sh2.mixers import AttentionState
 from sh2.model import StripedHyena2
 from tests.kernels.definitions import relative_error
 from tests.sh2.models import CONFIGS, TINY, tiny
@@ -233,3 +234,25 @@ def test_a_float64_model_agrees_with_float32_to_its_rounding(name: str) -> None:
     ids_BL = ids(2, 140)
     with torch.inference_mode():
         assert relative_error(tiny(name)(ids_BL)[0], tiny(name).double()(ids_BL)[0]) < 2e-6
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_steps_in_place_are_a_pass_of_one_token_each(name: str) -> None:
+    model = StripedHyena2(CONFIGS[name])
+    ids_BL = torch.randint(0, 256, (3, 60), generator=torch.Generator().manual_seed(4))
+    want_BLV, _ = model(ids_BL)
+    _, before = model(ids_BL[:, :40])
+    state = states.select(before, torch.arange(3))
+    moving = [part for block in state for part in block.mixer if isinstance(part, Tensor)]
+    got = []
+    for ids_B in ids_BL[:, 40:].unbind(1):
+        logits_BV, state = model.step(ids_B, state)
+        got.append(logits_BV)
+    torch.testing.assert_close(torch.stack(got, dim=1), want_BLV[:, 40:], rtol=1e-4, atol=1e-4)
+    # the convolutions' states are the same memory as at the start; the state that was selected from still stands
+    places = {part.data_ptr() for part in moving}
+    convolutions = [block.mixer for block in state if not isinstance(block.mixer, AttentionState)]
+    assert all(part.data_ptr() in places for mixer in convolutions for part in mixer)
+    again_BLV, _ = model(ids_BL[:, 40:], before)
+    torch.testing.assert_close(again_BLV, want_BLV[:, 40:], rtol=1e-4, atol=1e-4)
