@@ -112,7 +112,7 @@ def banded_forward(
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
     k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
     v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-    # loads are started STAGES-1 rounds before their use
+    # the compiler starts loads two rounds before their use
     for _ in tl.range(BLOCKS - 1, num_stages=3):
         k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
         v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
