@@ -10,7 +10,7 @@ the gradients of the pre-gate k and of v.
 import triton
 import triton.language as tl
 
-from kernels.hyena_fir.banded_forward import featurize_block, gate, times, with_state
+from kernels.hyena_fir.banded_forward import featurize_block, gate, read_above, times
 from kernels.hyena_fir.direct_backward import correlate, reverse_fir
 from kernels.hyena_fir.tiles import (
     columns,
@@ -25,15 +25,14 @@ from kernels.hyena_fir.tiles import (
     no_blocks,
     numbers,
     operand_of,
-    pack,
     place_rows,
     place_tile,
-    rows_of,
     shift,
     store_kept,
     tile_of,
     toeplitz,
     turned,
+    unpack,
 )
 from kernels.rows import load_filters, push, zeros
 
@@ -124,24 +123,16 @@ def banded_down(
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
     end = tl.minimum(first + count * 16, L)
-    row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(operand, 32, BLOCKS)
+    row = first
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
-    k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
-    v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+    blocks, k_past, v_past = read_above(
+        z, z_past, w_past, first, start, L, channel, mask, filters, unit, stride, D, F, K, BLOCKS
+    )
     d_taps = ()
     for _ in tl.static_range(BLOCKS):
         d_taps = d_taps + (tl.zeros((16, 16), tl.float32),)
     d_q = zeros(F + BIAS, channel)
     dq_above = zeros(F - 1, channel)
-    for _ in tl.range(BLOCKS - 1, num_stages=3):
-        k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
-        if start == 0:
-            w = with_state(w, w_past, row, channel, mask, D, K)
-        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
-        row += 16
     # one block more than the segment's: its last rows wait for the first gradients below them
     for i in tl.range(count + 1, num_stages=3):
         q_tile = load_tile(z, row, L, stride)
@@ -151,21 +142,20 @@ def banded_down(
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         c = convolve(blocks, matrices, 1, BLOCKS)
-        q_rows = rows_of(q_tile)
+        q_rows = unpack(q_tile)
         q, q_next = featurize_block(q_rows, q_past, filters[0], F)
-        dy_rows = rows_of(dy_tile)
+        dy_rows = unpack(dy_tile)
         counted = (i < count).to(tl.float32)  # the block below is another program's to count
         dq = ()
-        narrow = ()
+        dc = ()
         for j in tl.static_range(16):
             dy_row = dy_rows[j].to(tl.float32)
             dq = dq + (dy_row * (c[j] + direct * w[j] if SKIP else c[j]),)
-            dc = dy_row * (q[j] * counted)
+            value = dy_row * (q[j] * counted)
             # columns that no channel fills must add nothing to their tile's products
-            kept = dc if D % (G * CHANNELS) == 0 else tl.where(mask, dc, 0.0)
-            narrow = narrow + (kept.to(operand),)
+            dc = dc + (value if D % (G * CHANNELS) == 0 else tl.where(mask, value, 0.0),)
         # the unit matrix again: one product spares moving the operand for each of the next
-        gradient = interleaved(multiply(unit, tl.trans(pack(narrow))).to(operand))
+        gradient = interleaved(multiply(unit, tl.trans(tile_of(dc, operand))).to(operand))
         more_taps = ()
         for d in tl.static_range(BLOCKS):
             more_taps = more_taps + (tl.dot(gradient, turned(blocks[d], operand), d_taps[d], input_precision="tf32x3"),)
@@ -216,7 +206,7 @@ def aligned(tile, below, F: tl.constexpr):
 
     `below` are the block's last F-1 rows, newest first, that such a tile lacks.
     """
-    rows = widen(rows_of(tile))
+    rows = widen(unpack(tile))
     for j in tl.static_range(1, F):
         rows = rows + (below[F - 1 - j],)
     above = ()
@@ -315,7 +305,7 @@ def banded_up(
         dy_tile = load_tile(dy, row, L, D)
         q_tile = load_tile(z, row - (F - 1), L, stride)
         q_rows, q_below = aligned(q_tile, q_below, F)
-        dc = times(widen(rows_of(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
+        dc = times(widen(unpack(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
         blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         row -= 16
     k_below = load_above(z + D, z_past + D, row + 16, L, stride, 3 * D, F)
@@ -327,7 +317,7 @@ def banded_up(
         v_tile = load_first(z + 2 * D, z_past + 2 * D, row - (F - 1), L, stride, 3 * D, F)
         dy_tile = load_tile(dy, row, L, D)
         q_rows, q_below = aligned(q_tile, q_below, F)
-        dc = times(widen(rows_of(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
+        dc = times(widen(unpack(dy_tile)), featurize_block(q_rows, q_below, filters[0], F)[0])
         blocks = shift(operand_of(dc, unit), blocks, BLOCKS)
         dw = convolve(blocks, matrices, 2, BLOCKS)
         whole = ()

@@ -17,11 +17,11 @@ from kernels.hyena_fir.tiles import (
     numbers,
     operand_of,
     place_rows,
-    rows_of,
     shift,
     store_kept,
     tile_of,
     toeplitz,
+    unpack,
 )
 from kernels.rows import feature, load_filters, push
 
@@ -49,8 +49,8 @@ def times(a, b):
 @triton.jit
 def gate(k_tile, v_tile, k_past, v_past, filters, F: tl.constexpr):
     """16 gated inputs, and k's and v's rows before the next block."""
-    k, k_past = featurize_block(rows_of(k_tile), k_past, filters[1], F)
-    v, v_past = featurize_block(rows_of(v_tile), v_past, filters[2], F)
+    k, k_past = featurize_block(unpack(k_tile), k_past, filters[1], F)
+    v, v_past = featurize_block(unpack(v_tile), v_past, filters[2], F)
     return times(k, v), k_past, v_past
 
 
@@ -62,6 +62,28 @@ def with_state(w, w_past, row, channel, mask, D: tl.constexpr, K: tl.constexpr):
     for j in tl.static_range(16):
         out = out + (tl.where(row + j < 0, kept[j], w[j]),)
     return out
+
+
+@triton.jit
+def read_above(
+    z, z_past, w_past, first, start, L, channel, mask, filters, unit,
+    stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """The operands of the BLOCKS-1 blocks of gated inputs above row `first`, and the last rows of k and v above it."""
+    blocks = no_blocks(unit.dtype, channel.shape[0], BLOCKS)
+    row = first - 16 * (BLOCKS - 1)
+    k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
+    v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+    # the compiler starts loads two rounds before their use
+    for _ in tl.range(BLOCKS - 1, num_stages=3):
+        k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
+        v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
+        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
+        if start == 0:
+            w = with_state(w, w_past, row, channel, mask, D, K)
+        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
+        row += 16
+    return blocks, k_past, v_past
 
 
 @triton.jit(do_not_specialize=["L", "rows"])
@@ -107,20 +129,11 @@ def banded_forward(
 
     start, count = place_rows(L, SEGMENTS, rows)
     first = start + segment * count * 16
-    row = first - 16 * (BLOCKS - 1)
-    blocks = no_blocks(operand, N, BLOCKS)
+    row = first
     q_past = load_above(z, z_past, first, L, stride, 3 * D, F)
-    k_past = load_above(z + D, z_past + D, row, L, stride, 3 * D, F)
-    v_past = load_above(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-    # the compiler starts loads two rounds before their use
-    for _ in tl.range(BLOCKS - 1, num_stages=3):
-        k_tile = load_first(z + D, z_past + D, row, L, stride, 3 * D, F)
-        v_tile = load_first(z + 2 * D, z_past + 2 * D, row, L, stride, 3 * D, F)
-        w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
-        if start == 0:
-            w = with_state(w, w_past, row, channel, mask, D, K)
-        blocks = shift(operand_of(w, unit), blocks, BLOCKS)
-        row += 16
+    blocks, k_past, v_past = read_above(
+        z, z_past, w_past, first, start, L, channel, mask, filters, unit, stride, D, F, K, BLOCKS
+    )
     for i in tl.range(count, num_stages=3):
         q_tile = load_tile(z, row, L, stride)
         k_tile = load_tile(z + D, row, L, stride)
@@ -128,7 +141,7 @@ def banded_forward(
         w, k_past, v_past = gate(k_tile, v_tile, k_past, v_past, filters, F)
         blocks = shift(operand_of(w, unit), blocks, BLOCKS)
         c = convolve(blocks, matrices, TILES, BLOCKS)
-        q, q_past = featurize_block(rows_of(q_tile), q_past, filters[0], F)
+        q, q_past = featurize_block(unpack(q_tile), q_past, filters[0], F)
         out = ()
         for j in tl.static_range(16):
             out = out + (q[j] * (c[j] + direct * w[j]),)

@@ -153,7 +153,7 @@ def pack(rows):
 
 @triton.jit
 def unpack(tensor):
-    """[N, 16] as 16 x [N]."""
+    """[N, 16] as its rows: 16 x [N], a column a thread."""
     even, odd = tl.split(tl.reshape(tensor, (tensor.shape[0], 2, 2, 2, 2)))
     a, c = tl.split(even)
     b, d = tl.split(odd)
@@ -234,12 +234,6 @@ def turned(block, operand):
         )
         apart = tl.permute(tl.reshape(matrix_of(squares, operand), (2, 2, 8, 2, 4, 2)), (0, 4, 1, 5, 3, 2))
     return tl.reshape(apart, (32, 16))
-
-
-@triton.jit
-def rows_of(tile):
-    """A tile [N, 16] as its rows: 16 x [N], a column a thread."""
-    return unpack(tile)
 
 
 @triton.jit
