@@ -10,6 +10,7 @@ from sh2.errors import Sh2Error
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
+    from sh2.replicas import Replicas
 
 
 class Precision(StrEnum):
@@ -82,6 +83,19 @@ def load_model(name: str, device: str, precision: Precision, backend: BackendNam
     say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {where}")
     say_precision(model, chosen=precision is not Precision.AUTO)
     return model
+
+
+def open_replicas(name: str, device: str, precision: Precision, backend: BackendName) -> "Replicas":
+    """Load a model for work that is done in jobs, on the device or devices asked for.
+
+    Raises:
+        Sh2Error: as `load_model`.
+    """
+    from functools import partial
+
+    from sh2.replicas import Replicas
+
+    return Replicas(partial(load_model, name, precision=precision, backend=backend), [device])
 
 
 def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
