@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.reference import Reference
-from data.variants import VariantStatus, VariantWindow, variant_window
+from data.variants import IndelMode, VariantStatus, VariantWindow, WindowRule, variant_window
 from data.vcf import Allele
 
 CONTIG = "ACGTTGCAAGGCTTAACCGATTTGCGCATATCCGGA"
@@ -108,7 +108,7 @@ def test_windows_by_hand(
     start: int,
     offset: int,
 ) -> None:
-    made = variant_window(genome, allele(pos, ref, alt), window)
+    made = variant_window(genome, allele(pos, ref, alt), WindowRule(length=window))
     assert (made.status, made.ref.decode(), made.alt.decode()) == ("ok", expected_ref, expected_alt)
     assert (made.start, made.offset, made.alt_offset) == (start, offset, offset)
 
@@ -128,7 +128,7 @@ def test_alleles_are_not_cut_off_at_the_right_end(
     genome: Reference, pos: int, ref: str, alt: str, window: int, expected_ref: str, expected_alt: str,
     start: int, offset: int, alt_offset: int,
 ) -> None:  # fmt: skip
-    made = variant_window(genome, allele(pos, ref, alt), window)
+    made = variant_window(genome, allele(pos, ref, alt), WindowRule(length=window))
     assert (made.status, made.ref.decode(), made.alt.decode()) == ("ok", expected_ref, expected_alt)
     assert (made.start, made.offset, made.alt_offset) == (start, offset, alt_offset)
 
@@ -148,7 +148,9 @@ def test_windows_are_slices_of_the_haplotypes(
     case: tuple[str, int, str, str, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     contig, at, ref, alt, window = case
-    made = variant_window(reference(tmp_path_factory.getbasetemp(), {"chr1": contig}), allele(at + 1, ref, alt), window)
+    made = variant_window(
+        reference(tmp_path_factory.getbasetemp(), {"chr1": contig}), allele(at + 1, ref, alt), WindowRule(length=window)
+    )
     if "N" in ref:
         assert made.status == "non_ACGT"
         return
@@ -188,6 +190,68 @@ def test_the_brca1_convention(tmp_path: Path) -> None:
         assert made.alt.decode() == contig[start:at] + alt + contig[at + 1 : start + 8192]
 
 
-def test_a_window_must_have_a_base(genome: Reference) -> None:
+def test_a_window_must_have_a_base() -> None:
     with pytest.raises(DataError, match="window of a variant must be at least 1 bp, got 0"):
-        variant_window(genome, allele(1, "A", "C"), 0)
+        WindowRule(length=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"length": 0}, "window of a variant must be at least 1 bp, got 0"),
+        ({"length": 100, "share": 51}, "alleles within 1 to 50 bp, half the window, can share one, not 51"),
+        ({"share": 0}, "half the window, can share one, not 0"),
+        ({"max_indel": -1}, "the largest indel must be 0 bp or more, got -1"),
+    ],
+)
+def test_a_rule_that_makes_no_window_is_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        WindowRule(**values)  # type: ignore[arg-type]
+
+
+def test_alleles_of_a_stretch_share_their_window(tmp_path: Path) -> None:
+    contig = "".join(random.Random(1).choices("ACGT", k=400))
+    genome = reference(tmp_path, {"chr1": contig})
+    rule = WindowRule(length=64, share=16)
+    starts = {}
+    for at in range(len(contig)):
+        alt = "A" if contig[at] != "A" else "C"
+        made = variant_window(genome, allele(at + 1, contig[at], alt), rule)
+        assert made.ref.decode() == contig[made.start : made.start + 64]
+        assert made.alt.decode()[made.offset] == alt
+        starts.setdefault(at // 16, set()).add(made.start)
+        if 32 <= at < 368:
+            assert made.start == at // 16 * 16 + 8 - 32
+            assert 24 <= made.offset < 40
+    assert all(len(found) == 1 for found in starts.values())
+    # what does not fit beside the others moves its window
+    long = variant_window(genome, allele(112, contig[111:159], "A"), rule)
+    assert (long.start, long.ref.decode()[long.offset :]) == (111 + 48 - 64, contig[111:159])
+
+
+@pytest.mark.parametrize(
+    ("pos", "ref", "alt", "expected_ref", "expected_alt"),
+    [
+        (17, "C", "CTT", "TTAACCGA", "TTAACTTCGA"),
+        (17, "CCGA", "C", "TTAACCGA", "TTAAC"),
+        (36, "A", "ATT", "TATCCGGA", "TATCCGGATT"),
+        (34, "GGA", "G", "TATCCGGA", "TATCCG"),
+        (1, "A", "G" * 8, "ACGTTGCA", "G" * 8 + "CGTTGCA"),
+    ],
+)
+def test_appended_alternatives_end_where_the_reference_does(
+    genome: Reference, pos: int, ref: str, alt: str, expected_ref: str, expected_alt: str
+) -> None:
+    made = variant_window(genome, allele(pos, ref, alt), WindowRule(length=8, indels=IndelMode.APPEND))
+    assert (made.status, made.ref.decode(), made.alt.decode()) == ("ok", expected_ref, expected_alt)
+    assert made.ref[: made.offset] == made.alt[: made.alt_offset]
+
+
+def test_what_a_rule_lets_pass(genome: Reference) -> None:
+    longer = allele(17, "C", "CTTT")
+    assert variant_window(genome, longer, WindowRule(max_indel=2)).status == "indel_too_long"
+    assert variant_window(genome, longer, WindowRule(max_indel=3)).status == "ok"
+    wrong = allele(17, "G", "T")
+    assert variant_window(genome, wrong).status == "ref_mismatch"
+    made = variant_window(genome, wrong, WindowRule(length=8, ignore_ref=True))
+    assert (made.status, made.ref, made.alt) == ("ok", b"TTAACCGA", b"TTAATCGA")
