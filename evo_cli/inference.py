@@ -9,6 +9,7 @@ import typer
 from sh2.errors import Sh2Error
 
 if TYPE_CHECKING:
+    from sh2.config import ModelConfig
     from sh2.model import StripedHyena2
     from sh2.replicas import Replicas
 
@@ -124,8 +125,12 @@ def precision_mark(model: "StripedHyena2") -> str | None:
     """What every output says of a model that was trained in FP8 and runs without; None of others."""
     from sh2.fp8 import precision_of
 
-    runs = precision_of(model)
-    wrong = model.config.fp8_input_projections and not runs.startswith(Precision.FP8)
+    return mark_of(model.config, precision_of(model))
+
+
+def mark_of(config: "ModelConfig", runs: str) -> str | None:
+    """The same, of a model known by its configuration and the numbers that it runs in."""
+    wrong = config.fp8_input_projections and not runs.startswith(Precision.FP8)
     return f"{runs}_not_fp8" if wrong else None
 
 

@@ -1,25 +1,44 @@
-"""Alleles to rows: windows from the data room, log-likelihoods from the model room, deltas here."""
+"""Alleles to rows: windows from the data room, log-likelihoods from the model room, deltas of both strands here."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data.reference import Reference
 from data.sequence import reverse_complement
-from data.variants import VariantWindow, variant_window
+from data.variants import VariantStatus, VariantWindow, WindowRule, variant_window
 from data.vcf import Allele
 
 if TYPE_CHECKING:
+    from sh2.branches import Branch, BranchScore
     from sh2.model import StripedHyena2
+    from sh2.replicas import Replicas
 
-# alleles whose windows are held and scored together: enough to share reference windows and to fill batches
-_BLOCK = 64
+# what is held and scored together: enough windows to fill batches, and all the alleles that a few of them share
+_WINDOWS, _ALLELES = 64, 2048
 
 COLUMNS = (
     "chrom", "pos", "id", "ref", "alt", "status", "delta", "delta_fwd", "delta_rev", "ref_ll", "alt_ll",
-    "window_start", "window_length", "offset",
+    "window_start", "window_length", "offset", "delta_mean",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantOptions:
+    """How alleles are scored.
+
+    suffix: bases after an allele whose likelihood is compared; None compares all that follows in the window. reuse:
+    read what haplotypes share once; without, each is read whole.
+    """
+
+    rule: WindowRule = field(default_factory=WindowRule)
+    both_strands: bool = True
+    suffix: int | None = None
+    reuse: bool = True
+    max_tokens: int = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,79 +46,142 @@ class VariantScore:
     """One allele's scores: sums of log-likelihoods (natural logarithm) over the window; None where not scored."""
 
     allele: Allele
-    window: VariantWindow
-    delta_fwd: float | None = None
-    delta_rev: float | None = None
-    ref_ll: float | None = None  # mean over the strands that were scored
-    alt_ll: float | None = None
+    status: VariantStatus
+    window_start: int = 0
+    window_length: int = 0
+    offset: int = 0
+    strands: "tuple[BranchScore, ...]" = ()  # forward, and reverse if it was scored
 
     @property
     def delta(self) -> float | None:
-        """alt minus ref; negative means that the model finds the alternative less likely."""
-        return None if self.ref_ll is None or self.alt_ll is None else self.alt_ll - self.ref_ll
+        """alt minus ref, the mean of the strands; negative means that the model finds the alternative less likely."""
+        return self._mean(lambda score: score.delta)
+
+    @property
+    def delta_mean(self) -> float | None:
+        """The same of log-likelihoods a base."""
+        return self._mean(
+            lambda score: score.branch / max(1, score.num_branch) - score.reference / max(1, score.num_reference)
+        )
 
     def row(self) -> tuple[str, ...]:
         """The cells of `COLUMNS`; NA where there is no number."""
-        allele, window = self.allele, self.window
-        scores = (self.delta, self.delta_fwd, self.delta_rev, self.ref_ll, self.alt_ll)
-        scored = window.status == "ok"
-        place = (window.start, len(window.ref), window.offset) if scored else (None, None, None)
+        allele = self.allele
+        each = [*(score.delta for score in self.strands), None, None][:2]
+        likelihoods = self._mean(lambda score: score.reference), self._mean(lambda score: score.branch)
+        place = (self.window_start, self.window_length, self.offset) if self.strands else (None, None, None)
         return (
-            *(allele.chrom, str(allele.pos), allele.id, allele.ref, allele.alt, str(window.status)),
-            *("NA" if value is None else f"{value:.6f}" for value in scores),
+            *(allele.chrom, str(allele.pos), allele.id, allele.ref, allele.alt, str(self.status)),
+            *(_cell(value) for value in (self.delta, *each, *likelihoods)),
             *("NA" if value is None else str(value) for value in place),
+            "NA" if self.delta_mean is None else f"{self.delta_mean:.4e}",
         )
+
+    def _mean(self, number: "Callable[[BranchScore], float]") -> float | None:
+        return sum(map(number, self.strands)) / len(self.strands) if self.strands else None
+
+
+def _cell(value: float | None) -> str:
+    return "NA" if value is None else f"{value:.6f}"
 
 
 def score_alleles(
-    model: "StripedHyena2",
-    alleles: Iterable[Allele],
-    reference: Reference,
-    *,
-    window: int,
-    both_strands: bool,
-    max_tokens: int,
+    replicas: "Replicas", alleles: Iterable[Allele], reference: Reference, options: VariantOptions
 ) -> Iterator[VariantScore]:
     """Score alleles in their order, one result each, whatever their status."""
-    stream = iter(alleles)
-    while block := list(islice(stream, _BLOCK)):
-        windows = [variant_window(reference, allele, window) for allele in block]
-        likelihoods = _log_likelihoods(model, windows, both_strands=both_strands, max_tokens=max_tokens)
-        for allele, place in zip(block, windows, strict=True):
-            if place.status != "ok":
-                yield VariantScore(allele=allele, window=place)
-                continue
-            pairs = [
-                (likelihoods[strand(place.ref)], likelihoods[strand(place.alt)])
-                for strand in _strands(both_strands=both_strands)
-            ]
-            deltas = [alt - ref for ref, alt in pairs]
-            yield VariantScore(
-                allele=allele,
-                window=place,
-                delta_fwd=deltas[0],
-                delta_rev=deltas[1] if both_strands else None,
-                ref_ll=sum(ref for ref, _ in pairs) / len(pairs),
-                alt_ll=sum(alt for _, alt in pairs) / len(pairs),
-            )
+    for scores in replicas.map(partial(score_block, options), _blocks(alleles, reference, options.rule)):
+        yield from scores
 
 
-def _log_likelihoods(
-    model: "StripedHyena2", windows: list[VariantWindow], *, both_strands: bool, max_tokens: int
-) -> dict[bytes, float]:
-    """Score every distinct haplotype once, on each strand: alternatives of one site share their reference."""
-    from sh2.scoring import score
+Block = list[tuple[Allele, VariantWindow]]
 
-    haplotypes = dict.fromkeys(
-        strand(haplotype)
-        for place in windows
-        if place.status == "ok"
-        for haplotype in (place.ref, place.alt)
-        for strand in _strands(both_strands=both_strands)
+
+def _blocks(alleles: Iterable[Allele], reference: Reference, rule: WindowRule) -> Iterator[Block]:
+    """Alleles with their windows, some at a time."""
+    block: Block = []
+    windows: set[tuple[str, int]] = set()
+    for allele in alleles:
+        window = variant_window(reference, allele, rule)
+        place = allele.chrom, window.start
+        if len(block) == _ALLELES or (len(windows) == _WINDOWS and place not in windows):
+            yield block
+            block, windows = [], set()
+        block.append((allele, window))
+        if window.status is VariantStatus.OK:
+            windows.add(place)
+    if block:
+        yield block
+
+
+def score_block(
+    options: VariantOptions, model: "StripedHyena2", block: Block, progress: Callable[[int], None]
+) -> list[VariantScore]:
+    """Score alleles whose windows are there."""
+    from sh2.branches import Family, score_families
+
+    # alternatives of one reference are a family; one that is listed twice is scored once
+    families: dict[bytes, dict[tuple[bytes, int, int], Branch]] = {}
+    places = []
+    for allele, window in block:
+        branches = _branches(allele, window, options) if window.status is VariantStatus.OK else []
+        keys = []
+        for reference, branch in branches:
+            key = branch.ids.tobytes(), branch.start, branch.end
+            families.setdefault(reference, {})[key] = branch
+            keys.append((reference, key))
+        places.append(keys)
+    scores = score_families(
+        model,
+        [
+            Family(reference=np.frombuffer(reference, dtype=np.uint8), branches=list(branches.values()))
+            for reference, branches in families.items()
+        ],
+        reuse=options.reuse,
+        max_tokens=options.max_tokens,
+        progress=progress,
     )
-    scores = score(model, list(haplotypes), max_tokens=max_tokens)
-    return {haplotype: one.log_likelihood for haplotype, one in zip(haplotypes, scores, strict=True)}
+    found = {
+        (reference, key): score
+        for (reference, branches), of_family in zip(families.items(), scores, strict=True)
+        for key, score in zip(branches, of_family, strict=True)
+    }
+    return [
+        VariantScore(
+            allele=allele,
+            status=window.status,
+            window_start=window.start,
+            window_length=len(window.ref),
+            offset=window.offset,
+            strands=tuple(found[key] for key in keys),
+        )
+        for (allele, window), keys in zip(block, places, strict=True)
+    ]
 
 
-def _strands(*, both_strands: bool) -> tuple[Callable[[bytes], bytes], ...]:
-    return (bytes, reverse_complement) if both_strands else (bytes,)
+def _branches(allele: Allele, window: VariantWindow, options: VariantOptions) -> "list[tuple[bytes, Branch]]":
+    """The reference haplotype and how the alternative leaves it, of each strand."""
+    behind = len(window.ref) - window.offset - len(allele.ref)
+    strands = [(window.ref, window.alt, window.offset)]
+    if options.both_strands:
+        strands.append((reverse_complement(window.ref), reverse_complement(window.alt), behind))
+    longest = max(len(allele.ref), len(allele.alt))
+    return [(ref, _branch(ref, alt, before, longest, options.suffix)) for ref, alt, before in strands]
+
+
+def _branch(ref: bytes, alt: bytes, before: int, longest: int, suffix: int | None) -> "Branch":
+    """Cut what both begin with off.
+
+    Args:
+        before: bases before the allele; haplotypes that differ earlier begin at different bases of the contig.
+        longest: bases of the allele, in the haplotype in which it is longer.
+    """
+    from sh2.branches import Branch
+
+    shorter = min(len(ref), len(alt))
+    r, a = (np.frombuffer(text, dtype=np.uint8) for text in (ref, alt))
+    differ = r[:shorter] != a[:shorter]
+    start = int(differ.argmax()) if differ.any() else shorter
+    last = None
+    if suffix is not None and start >= before:
+        last = before + longest + suffix
+    return Branch(start=start, ids=a[start:last], end=len(r[:last]))

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from evo_cli.sequence_scores import SequenceOptions
+    from evo_cli.variant_scores import VariantOptions
     from sh2.model import StripedHyena2
+    from sh2.replicas import Replicas
 
 
 class Strand(StrEnum):
@@ -101,15 +103,12 @@ def score(
         raise typer.BadParameter(
             "is for sequences, not for variants", param_hint="--per-base/--context/--prepend-eod/--keep-case"
         )
-    variants(
-        input,
-        reference,
-        load,
-        output=output,
-        window=window,
-        both_strands=strand is Strand.BOTH,
-        max_tokens=max_tokens,
-    )
+    from data.variants import WindowRule
+    from evo_cli.inference import open_replicas
+    from evo_cli.variant_scores import VariantOptions
+
+    scoring = VariantOptions(rule=WindowRule(length=window), both_strands=strand is Strand.BOTH, max_tokens=max_tokens)
+    variants(input, reference, partial(open_replicas, model, device, precision, backend), scoring, output=output)
 
 
 def line(cells: "Iterable[str]", mark: str | None) -> str:
@@ -120,12 +119,10 @@ def line(cells: "Iterable[str]", mark: str | None) -> str:
 def variants(
     path: str,
     reference_path: Path,
-    load: "Callable[[], StripedHyena2]",
+    load: "Callable[[], Replicas]",
+    options: "VariantOptions",
     *,
     output: Path | None,
-    window: int,
-    both_strands: bool,
-    max_tokens: int,
 ) -> None:
     """Write one row an allele, and say on stderr how many were scored and why the others were not."""
     from collections import Counter
@@ -133,7 +130,7 @@ def variants(
 
     from data.reference import Reference
     from data.vcf import read_vcf
-    from evo_cli.inference import precision_mark, say, warn
+    from evo_cli.inference import mark_of, say, warn
     from evo_cli.output import open_output
     from evo_cli.progress import progress_bar
     from evo_cli.variant_scores import COLUMNS, score_alleles
@@ -142,16 +139,14 @@ def variants(
     alleles = read_vcf(Path(path))
     # a file that cannot be read is found before the model takes its time
     head = list(islice(alleles, 1))
-    model = load()
-    mark = precision_mark(model)
+    replicas = load()
+    mark = mark_of(replicas.config, replicas.precision)
     statuses: Counter[str] = Counter()
     with open_output(output) as stream, progress_bar("score") as bar:
         stream.write(line(COLUMNS, mark and "precision"))
-        for result in score_alleles(
-            model, chain(head, alleles), reference, window=window, both_strands=both_strands, max_tokens=max_tokens
-        ):
+        for result in score_alleles(replicas, chain(head, alleles), reference, options):
             stream.write(line(result.row(), mark))
-            statuses[str(result.window.status)] += 1
+            statuses[str(result.status)] += 1
             bar.update(statuses.total(), fields={"scored": f"{statuses['ok']:,}"})
     counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "none"
     say(f"{statuses.total():,} alleles: {counts}")
