@@ -47,9 +47,7 @@ def sliding_log_probs(
     if prepend_eod:
         ids = np.concatenate([[EOD], ids])
     count = ids.size - 1
-    # each window's last prediction: the first window keeps all of its own, the others what is new
-    ends = [min(end, count) for end in range(context, max(count - context, 0) + context + stride, stride)]
-    ends = ends[: ends.index(count) + 1] if count else []
+    ends = window_ends(count, context, stride)
     log_probs = np.empty(count, dtype=np.float32)
     lengths = [min(end, context) + 1 for end in ends]
     for members in batches_of_equal_length(lengths, max_tokens=max_tokens, chunk=context):
@@ -59,6 +57,17 @@ def sliding_log_probs(
             log_probs[begin : ends[member]] = row[begin - ends[member] :]
             progress(ends[member] - begin)
     return log_probs
+
+
+def window_ends(count: int, context: int, stride: int) -> list[int]:
+    """Return the number of each window's last prediction, counted from 1, for `count` predictions in all.
+
+    A window makes `context` predictions, or all where there are fewer. The first keeps all of its own, the others
+    those after the end of the one before; the last one is moved back to end with the sequence.
+    """
+    if not count:
+        return []
+    return [*range(context, count, stride), count]
 
 
 def score_sliding(
