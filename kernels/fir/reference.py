@@ -22,6 +22,11 @@ def _with_past(x_BLD: Tensor, past_BPD: Tensor | None, num_past: int) -> Tensor:
     return torch.cat([past_BPD.to(x_BLD.dtype), x_BLD], dim=1)
 
 
+def _last_rows(padded_BSD: Tensor, num_past: int) -> Tensor:
+    """The rows before the next call's first, as a copy: the state must not keep all inputs alive."""
+    return padded_BSD[:, padded_BSD.shape[1] - num_past :].clone()
+
+
 class _ShiftedSum(torch.autograd.Function):
     """Sum of shifted inputs, a tap a pass. Autograd's own backward would zero-fill the whole input once a tap."""
 
@@ -62,7 +67,7 @@ def channel_fir(x_BLD: Tensor, taps_DK: Tensor, past_BPD: Tensor | None = None) 
     """
     num_past = taps_DK.shape[1] - 1
     padded_BSD = _with_past(x_BLD, past_BPD, num_past)
-    return _ShiftedSum.apply(padded_BSD, taps_DK), padded_BSD[:, x_BLD.shape[1] :]
+    return _ShiftedSum.apply(padded_BSD, taps_DK), _last_rows(padded_BSD, num_past)
 
 
 def grouped_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -89,7 +94,7 @@ def grouped_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor | None = None) 
     band_GTW = _band(taps_GK, T)
     seen_BNGCW = whole_BSD.unfold(1, T + K - 1, T).unflatten(2, (G, D // G))
     y_BNTGC = torch.einsum("gtw,bngcw->bntgc", band_GTW, seen_BNGCW)
-    return y_BNTGC.reshape(B, num_blocks * T, D)[:, :L], padded_BSD[:, L:]
+    return y_BNTGC.reshape(B, num_blocks * T, D)[:, :L], _last_rows(padded_BSD, K - 1)
 
 
 def _band(taps_GK: Tensor, T: int) -> Tensor:

@@ -80,7 +80,8 @@ def _carry(added_BMDN: Tensor, log_decay_DN: Tensor, modes_BDN: Tensor) -> tuple
         carried_BMDN = states_BMDN[:, :-stride] * torch.exp(log_decay_DN * stride)
         states_BMDN = torch.cat([states_BMDN[:, :stride], states_BMDN[:, stride:] + carried_BMDN], dim=1)
         stride *= 2
-    return states_BMDN[:, :-1], states_BMDN[:, -1]
+    # a copy: the state must not keep all chunks' alive
+    return states_BMDN[:, :-1], states_BMDN[:, -1].clone()
 
 
 def hyena_li(
