@@ -3,7 +3,7 @@
 A small file is read whole. A large one is indexed (pyfaidx) and read in blocks, of which a few are kept; where it
 cannot be indexed (plain gzip, lines of uneven length, GenBank) it is read whole too, and `note` says so. The letters of
 a FASTA reference are taken as they are: one odd letter in a genome must not keep anyone from the rest of it.
-Knows how names of contigs vary; knows nothing of variants.
+Knows nothing of variants; how names of contigs vary is data.contig_names' business.
 """
 
 import os
@@ -15,6 +15,7 @@ import pyfaidx
 
 from data.bgzip import is_bgzip, refuse_cut_bgzip
 from data.closing import Closing
+from data.contig_names import ContigNames
 from data.errors import DataError
 from data.fasta import join_records, universal_newlines
 from data.fasta_index import FAILURES, open_indexed
@@ -25,15 +26,14 @@ READ_WHOLE = 64 << 20
 """Bytes: a file no larger than this is read whole."""
 _BLOCK = 1 << 20
 _BLOCKS_KEPT = 16
-_MITOCHONDRION = ("chrM", "MT", "chrMT", "M")
 
 
 class Reference(Closing):
     """Random access to a reference; use it as a context manager or call `close`.
 
-    contigs: length in bp of every contig, in the order of the file. note: what the user should know about how the file
-    is read, or None. Takes FASTA (plain, bgzip, gzip), GenBank and EMBL. Raises DataError for what is none of them, is
-    not DNA, or names a contig twice.
+    contigs: length in bp of every contig, in the order of the file. names: which other names stand for which contig.
+    note: what the user should know about how the file is read, or None. Takes FASTA (plain, bgzip, gzip), GenBank and
+    EMBL. Raises DataError for what is none of them, is not DNA, or names a contig twice.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, read_whole: int = READ_WHOLE) -> None:
@@ -54,16 +54,14 @@ class Reference(Closing):
                 )
         else:
             self.contigs = {name: int(record.rlen) for name, record in self._index.index.items()}
+        self.names = ContigNames(self.contigs, str(self.path))
 
     def resolve(self, name: str) -> str | None:
-        """The contig that a name stands for: the same name, or with or without "chr", M being MT; None if none."""
+        """The contig that a name stands for, or None; how it was found is in `names`. Raises as ContigNames.match."""
         if name in self.contigs:
             return name
-        stem = name.removeprefix("chr")
-        for alias in _MITOCHONDRION if stem in _MITOCHONDRION else (f"chr{stem}", stem):
-            if alias in self.contigs:
-                return alias
-        return None
+        match = self.names.match(name)
+        return match.contig if match else None
 
     def fetch(self, contig: str, start: int, end: int) -> bytes:
         """Bases start .. end - 1 (0-based) of a contig, in the case of the file. `contig` must be in `contigs`.

@@ -14,10 +14,10 @@ import pysam
 
 from data.bgzip import refuse_cut_bgzip
 from data.errors import DataError
+from data.lines import numbered_lines
 from data.source import STDIN, Source
 
 _COLUMNS = [b"CHROM", b"POS", b"ID", b"REF", b"ALT"]
-_CHUNK = 1 << 20
 _LONGEST_POSITION = 18
 _BCF = b"BCF"
 
@@ -54,7 +54,7 @@ def read_vcf(path: str | os.PathLike[str]) -> Iterator[Allele]:
 
 def _alleles(source: Source) -> Iterator[Allele]:
     columns = 0
-    for number, line in _lines(source):
+    for number, line in numbered_lines(source):
         if not line:
             continue
         if columns:
@@ -68,19 +68,6 @@ def _alleles(source: Source) -> Iterator[Allele]:
     if not columns:
         lack = "is empty" if not source.head else "has no line #CHROM POS ID REF ALT ..."
         raise DataError(f"{source.name}: not VCF: the file {lack}")
-
-
-def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without their ends (LF or CRLF)."""
-    number, rest = 1, b""
-    for chunk in source.chunks(_CHUNK):
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            yield number, line.removesuffix(b"\r")
-            number += 1
-    if rest:
-        yield number, rest.removesuffix(b"\r")
 
 
 def _header(line: bytes, where: str) -> int:
