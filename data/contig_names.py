@@ -217,7 +217,8 @@ class ContigNames:
             known = _ACCESSIONS.get(name) or _ACCESSIONS[contig]
             said.append(
                 f"`{name}` is taken for `{contig}` of {self._source}{_more(unchecked)}, which has"
-                f" {self._contigs[contig]:,} bp, not the {known.length:,} bp of {known}: check that they belong together"
+                f" {self._contigs[contig]:,} bp, not the {known.length:,} bp of {known}: check that they belong"
+                " together"
             )
         if self.refused:
             said.append(f"{next(iter(self.refused.values()))}: not matched{_more(self.refused)}")
