@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # what is held and scored together: enough windows to fill batches, and all the alleles that a few of them share
 _WINDOWS, _ALLELES = 64, 2048
+# neighbours within so many bases continue one state; what they read anew for it must be little beside what follows
+_SPACING = 16
 
 COLUMNS = (
     "chrom", "pos", "id", "ref", "alt", "status", "delta", "delta_fwd", "delta_rev", "ref_ll", "alt_ll",
@@ -137,6 +139,7 @@ def score_block(
             for reference, branches in families.items()
         ],
         reuse=options.reuse,
+        spacing=_SPACING if options.suffix is None else max(1, min(_SPACING, options.suffix // 4)),
         max_tokens=options.max_tokens,
         progress=progress,
     )

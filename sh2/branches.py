@@ -114,7 +114,8 @@ def score_families(
 
 
 class _Plan:
-    """A family: its tokens, the cuts at which rows leave its reference, and the scores as they come."""
+    """A family: its tokens, the cuts at which rows leave its reference, the length of the longest of them, and the
+    scores as they come."""
 
     def __init__(self, number: int, family: Family, model: StripedHyena2, reuse: bool, spacing: int) -> None:
         V = model.config.vocab_size
@@ -129,6 +130,14 @@ class _Plan:
             if cut is None or start >= cut + spacing:
                 cut = start if reuse and start >= _LEAST_SHARED else 0
             self.at.setdefault(cut, []).append(branch)
+        self.longest = max(
+            (
+                max(self.branches[branch].start + len(self.ids[branch]), self.branches[branch].end) - cut
+                for cut, branches in self.at.items()
+                for branch in branches
+            ),
+            default=0,
+        )
         self._scores: dict[int, BranchScore] = {}
 
     def row(self, branch: int, cut: int) -> NDArray[np.int64]:
@@ -153,14 +162,6 @@ class _Plan:
     def scores(self) -> list[BranchScore]:
         return [self._scores[branch] for branch in range(len(self.branches))]
 
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(
-            (max(len(self.row(branch, cut)), self.branches[branch].end - cut))
-            for cut, branches in self.at.items()
-            for branch in branches
-        )
-
 
 def _batches(plans: Sequence[_Plan], max_tokens: int, chunk: int) -> Iterator[list[_Plan]]:
     """Families with the same cuts, together as long as their rows stay within the budget."""
@@ -173,7 +174,7 @@ def _batches(plans: Sequence[_Plan], max_tokens: int, chunk: int) -> Iterator[li
         spent = 0
         for plan in group:
             rows = 1 + max(map(len, plan.at.values()))
-            cost = rows * min(chunk, max(plan.longest(), *plan.at))
+            cost = rows * min(chunk, max(plan.longest, *plan.at))
             if batch and spent + cost > max_tokens:
                 yield batch
                 batch, spent = [], 0
@@ -217,7 +218,7 @@ class _Reader:
         call: list[tuple[int, list[int]]] = []
         spent = 0
         for family, plan in enumerate(self.plans):
-            width = min(self.chunk, plan.longest())
+            width = min(self.chunk, plan.longest)
             most = max(1, self.max_tokens // width - 1)
             branches = plan.at[cut]
             for first in range(0, len(branches), most):
