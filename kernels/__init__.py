@@ -4,6 +4,7 @@ Every operator is a causal map `(x, state) -> (y, state)`: `state=None` is the s
 comes out continues it. Pieces of a sequence, however cut, give the outputs of one pass.
 """
 
+from kernels.attention_step import attention_step
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
@@ -13,6 +14,7 @@ __all__ = [
     "Backend",
     "FirState",
     "ModalState",
+    "attention_step",
     "channel_fir",
     "grouped_fir",
     "hyena_fir",

@@ -11,6 +11,7 @@ from sh2.config import DecayWindow, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection
 from sh2.layers import linear
+from sh2.mixers.kept import Kept
 from sh2.precision import Float32Kept
 
 
@@ -58,6 +59,7 @@ class HyenaFir(Hyena):
         self.taps = nn.Parameter(torch.empty(groups, taps))
         self.skip = nn.Parameter(torch.empty(config.width)) if skip else None
         self.window = window
+        self._kept = Kept()
 
     def inner_filter(self) -> Tensor:
         """The filter that is applied [G, K]: the learned taps, under the decay window where there is one."""
@@ -65,9 +67,10 @@ class HyenaFir(Hyena):
             return self.taps
         return self.taps.float() * decay_window(self.window, self.taps.shape[0], self.taps.shape[1], self.taps.device)
 
-    def filters(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """What the operator takes beside a projection and a state."""
-        return self.featurizer_taps, self.featurizer_bias, self.inner_filter(), self.skip
+    def filters(self, inner_GK: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """What the operator takes beside a projection and a state; the inner filter, where it is at hand already."""
+        inner_GK = self.inner_filter() if inner_GK is None else inner_GK
+        return self.featurizer_taps, self.featurizer_bias, inner_GK, self.skip
 
     def forward(self, x_BLD: Tensor, state: FirState | None = None) -> tuple[Tensor, FirState]:
         y_BLD, state = hyena_fir(self.input(x_BLD), *self.filters(), state, backend=self.backend)
@@ -75,7 +78,8 @@ class HyenaFir(Hyena):
 
     def step(self, x_B1D: Tensor, state: FirState) -> tuple[Tensor, FirState]:
         """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
-        y_BD = hyena_fir_step(self.input(x_B1D)[:, 0], *self.filters(), state, backend=self.backend)
+        filters = self.filters(self._kept.of(self.inner_filter, self.taps))
+        y_BD = hyena_fir_step(self.input(x_B1D)[:, 0], *filters, state, backend=self.backend)
         return self.output(y_BD[:, None]), state
 
 
@@ -113,10 +117,15 @@ class HyenaLI(Float32Kept, Hyena):
         self.pole_shift = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.residues = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.skip = nn.Parameter(torch.empty(config.width))
+        self._kept = Kept()
 
-    def filters(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """What the operator takes beside a projection and a state."""
-        log_poles_DN = self.log_poles * self.pole_shift.exp()
+    def effective_log_poles(self) -> Tensor:
+        """The logarithms of the poles that are applied [D, N], float32."""
+        return self.log_poles * self.pole_shift.exp()
+
+    def filters(self, log_poles_DN: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """What the operator takes beside a projection and a state; the poles, where they are at hand already."""
+        log_poles_DN = self.effective_log_poles() if log_poles_DN is None else log_poles_DN
         return self.featurizer_taps, self.featurizer_bias, log_poles_DN, self.residues, self.skip
 
     def forward(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
@@ -125,7 +134,8 @@ class HyenaLI(Float32Kept, Hyena):
 
     def step(self, x_B1D: Tensor, state: ModalState) -> tuple[Tensor, ModalState]:
         """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
-        y_BD = hyena_li_step(self.input(x_B1D)[:, 0], *self.filters(), state, backend=self.backend)
+        filters = self.filters(self._kept.of(self.effective_log_poles, self.log_poles, self.pole_shift))
+        y_BD = hyena_li_step(self.input(x_B1D)[:, 0], *filters, state, backend=self.backend)
         return self.output(y_BD[:, None]), state
 
 

@@ -1,0 +1,5 @@
+"""Attention of one query a row to all that the row has seen, for decoding."""
+
+from kernels.attention_step.operator import attention_step
+
+__all__ = ["attention_step"]

@@ -1,0 +1,94 @@
+"""Attention of one query a row: the Triton kernels where they can run, plain torch elsewhere."""
+
+# B rows, S places of the cache, H heads, J key-value heads, C channels a head
+
+import torch
+from torch import Tensor
+
+from kernels.attention_step import reference
+from kernels.backend import Backend, use_triton
+
+MAX_CHANNELS = 256
+_CAPABILITY = (8, 9)  # of the first GPUs that know FP8
+
+
+@torch.no_grad()
+def attention_step(
+    q_BHC: Tensor,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None = None,
+    value_units_BSJ: Tensor | None = None,
+    *,
+    begin_B: Tensor | None = None,
+    end_B: Tensor | None = None,
+    backend: Backend = Backend.AUTO,
+) -> Tensor:
+    """Attend from one query a row to that row's entries of a cache; softmax in float32, not differentiable.
+
+    Nothing is read on the host: one recorded graph of the call serves rows of any lengths.
+
+    Args:
+        q_BHC: queries, H a multiple of J: consecutive heads share keys and values in groups.
+        keys_BSJC, values_BSJC: in q's dtype; or, with units, E4M3 codes as bytes (uint8).
+        key_units_BSJ, value_units_BSJ: float32, what a code of 1 stands for, for each token and head.
+        begin_B, end_B: int64, on q's device: row b sees entries begin_B[b] .. end_B[b] - 1, at least one; None is the
+            first and S.
+
+    Returns:
+        y_BHC in q's dtype.
+
+    Raises:
+        ValueError: `backend` is `triton` and the kernels cannot run this call; the message says why.
+    """
+    arguments = (q_BHC, keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, begin_B, end_B)
+    if use_triton(Backend(backend), "attention_step", q_BHC, limit(q_BHC, keys_BSJC)):
+        return _attend(*arguments)
+    return reference.attention_step(*arguments)
+
+
+def limit(q_BHC: Tensor, keys_BSJC: Tensor) -> str | None:
+    """Say what keeps the kernels from these queries and keys; None if nothing does."""
+    if (C := q_BHC.shape[2]) > MAX_CHANNELS:
+        return f"a head has {C} channels; the kernels take at most {MAX_CHANNELS}"
+    if (
+        keys_BSJC.dtype is torch.uint8
+        and q_BHC.is_cuda
+        and torch.cuda.get_device_capability(q_BHC.device) < _CAPABILITY
+    ):
+        return f"{torch.cuda.get_device_name(q_BHC.device)} does not know FP8"
+    return None
+
+
+@torch.library.custom_op("evo::attention_step", mutates_args=())
+def _attend(
+    q_BHC: Tensor,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None,
+    value_units_BSJ: Tensor | None,
+    begin_B: Tensor | None,
+    end_B: Tensor | None,
+) -> Tensor:
+    from kernels.attention_step.step import attend
+
+    with torch.cuda.device_of(q_BHC):
+        return attend(
+            q_BHC.contiguous(),
+            _rows_packed(keys_BSJC),
+            _rows_packed(values_BSJC),
+            None if key_units_BSJ is None else _rows_packed(key_units_BSJ),
+            None if value_units_BSJ is None else _rows_packed(value_units_BSJ),
+            None if begin_B is None else begin_B.contiguous(),
+            None if end_B is None else end_B.contiguous(),
+        )
+
+
+@_attend.register_fake
+def _(q_BHC, keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, begin_B, end_B):  # type: ignore[no-untyped-def]
+    return q_BHC.new_empty(q_BHC.shape)
+
+
+def _rows_packed(cache_BSX: Tensor) -> Tensor:
+    """The kernels take any distance between the rows of a batch, but the entries of a row in one piece."""
+    return cache_BSX if cache_BSX[0].is_contiguous() else cache_BSX.contiguous()

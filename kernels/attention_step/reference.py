@@ -1,0 +1,53 @@
+"""One query a row against a long cache, in plain torch: the entries that a row does not have are masked."""
+
+# B rows, S places of the cache, H heads, J key-value heads, C channels a head
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention_step(
+    q_BHC: Tensor,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None = None,
+    value_units_BSJ: Tensor | None = None,
+    begin_B: Tensor | None = None,
+    end_B: Tensor | None = None,
+) -> Tensor:
+    """Attend from one query a row to the entries begin_B[b] .. end_B[b] - 1 of its cache; see `attention_step`."""
+    if end_B is not None and end_B.device.type == "cpu":
+        # what nobody has need not be read; elsewhere, looking at the ends would wait for the device
+        stop = int(end_B.max())
+        end_B = None if bool((end_B == stop).all()) else end_B
+        keys_BSJC, values_BSJC = keys_BSJC[:, :stop], values_BSJC[:, :stop]
+        if key_units_BSJ is not None and value_units_BSJ is not None:
+            key_units_BSJ, value_units_BSJ = key_units_BSJ[:, :stop], value_units_BSJ[:, :stop]
+    wide = q_BHC
+    if key_units_BSJ is not None and value_units_BSJ is not None:
+        keys_BSJC, values_BSJC = decode(keys_BSJC, key_units_BSJ), decode(values_BSJC, value_units_BSJ)
+        wide = q_BHC.to(keys_BSJC.dtype)
+    y_BH1C = F.scaled_dot_product_attention(
+        wide[:, :, None],
+        keys_BSJC.transpose(1, 2),
+        values_BSJC.transpose(1, 2),
+        attn_mask=_mask(keys_BSJC, begin_B, end_B),
+        enable_gqa=q_BHC.shape[1] != keys_BSJC.shape[2],
+    )
+    return y_BH1C[:, :, 0].to(q_BHC.dtype)
+
+
+def decode(codes_BSJC: Tensor, units_BSJ: Tensor) -> Tensor:
+    """The numbers that E4M3 codes, kept as bytes, and their units stand for: float32, or wider units' dtype."""
+    return codes_BSJC.view(torch.float8_e4m3fn).to(units_BSJ.dtype) * units_BSJ[..., None]
+
+
+def _mask(keys_BSJC: Tensor, begin_B: Tensor | None, end_B: Tensor | None) -> Tensor | None:
+    """bool [B, 1, 1, S]: which entries each row sees; None if all."""
+    place_S = torch.arange(keys_BSJC.shape[1], device=keys_BSJC.device)
+    mask_B11S = None if begin_B is None else place_S >= begin_B[:, None, None, None]
+    if end_B is None:
+        return mask_B11S
+    before_B11S = place_S < end_B[:, None, None, None]
+    return before_B11S if mask_B11S is None else mask_B11S & before_B11S
