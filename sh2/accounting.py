@@ -1,8 +1,32 @@
-"""What a configuration costs: parameters and memory, computed from the shapes alone. Needs no torch."""
+"""What a configuration costs: parameters, arithmetic and memory, computed from the shapes alone. Needs no torch."""
+
+# B batch, L length, D width, I inner width of the MLP, V vocabulary, N modes
+
+from dataclasses import dataclass
 
 from sh2.config import FeedForward, MixerKind, ModelConfig
 
 _BYTES = {"fp32": 4, "bf16": 2}
+_SCAN = 64  # tokens of a chunk of Hyena-LI's scan in plain torch, and the least rows of a segment in Triton
+_LEAST_ROWS = 16  # of the matrices that filters are in plain torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """In which numbers a model runs.
+
+    dtype: of weights and activations, `bf16` or `fp32`. projections: `fp8` or `fp8-emulated` where the hyena mixers'
+    input projections run so. fused: Triton kernels run the hyena operators, not plain torch.
+    """
+
+    dtype: str
+    projections: str | None = None
+    fused: bool = True
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number of `dtype`."""
+        return _BYTES[self.dtype]
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -36,17 +60,146 @@ def _mixer_parameters(config: ModelConfig, kind: MixerKind) -> int:
             return shared + 2 * width * config.num_modes + width
 
 
-def weight_bytes(config: ModelConfig, precision: str) -> int:
-    """Memory of the weights, in bytes, at `bf16` or `fp32`."""
-    return count_parameters(config) * _BYTES[precision]
+def forward_flops(config: ModelConfig, length: int, past: int = 0) -> dict[str, int]:
+    """Floating-point operations of a forward over one sequence, by operator: a multiply-add is two.
+
+    Counted are matrix products, filters with their gates and skips, and attention as it is: causal, a token with itself
+    and those before it. Not counted are norms, activations, rotations, softmax and sums of the stream, which cost
+    memory traffic rather than arithmetic. The definitions are counted, not the products that an implementation takes in
+    their place. A training step is three times a forward.
+
+    Args:
+        length: tokens that are run.
+        past: tokens before them, whose state is there.
+
+    Returns:
+        `projections` (of the mixers, in and out), `featurizer`, `hyena_se`, `hyena_mr`, `hyena_li`, `attention`,
+        `feed_forward` and `unembedding`.
+    """
+    D = config.width
+    total = dict.fromkeys(("projections", "featurizer", "hyena_se", "hyena_mr", "hyena_li", "attention"), 0)
+    for kind in config.kinds:
+        for name, flops in _mixer_flops(config, kind).items():
+            total[name] += length * flops
+    if config.feed_forward is FeedForward.HYENA_SE:
+        feed_forward = sum(_mixer_flops(config, MixerKind.HYENA_SE).values())
+    else:
+        feed_forward = 2 * 3 * D * config.mlp_width
+    seen = length * past + length * (length + 1) // 2  # pairs of a query and a key
+    return total | {
+        "attention": 2 * 2 * D * seen * config.layout.count(MixerKind.ATTENTION),
+        "feed_forward": length * config.num_layers * feed_forward,
+        "unembedding": length * 2 * D * config.vocab_size,
+    }
 
 
-def kv_cache_bytes(config: ModelConfig, length: int, precision: str) -> int:
+def _mixer_flops(config: ModelConfig, kind: MixerKind) -> dict[str, int]:
+    """Operations of a mixer for one token, but for attention's products with keys and values."""
+    D = config.width
+    if kind is MixerKind.ATTENTION:
+        return {"projections": 2 * D * (2 * D + 2 * config.num_kv_heads * config.head_dim)}
+    shared = {"projections": 2 * D * 4 * D, "featurizer": 2 * config.featurizer_taps * 3 * D}
+    gates = 2 * D
+    match kind:
+        case MixerKind.HYENA_SE:
+            return shared | {"hyena_se": gates + 2 * D * (config.se_taps + config.se_skip)}
+        case MixerKind.HYENA_MR:
+            return shared | {"hyena_mr": gates + 2 * D * (config.mr_taps + config.mr_skip)}
+        case _:  # a mode takes a multiply-add to move on, and one to be summed
+            return shared | {"hyena_li": gates + 2 * D * (2 * config.num_modes + 1)}
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Memory of a loaded model's weights and buffers, in bytes, at `bf16` or `fp32`.
+
+    Poles, residues and rotary frequencies are float32 at either.
+    """
+    poles = config.layout.count(MixerKind.HYENA_LI) * config.width * config.num_modes
+    frequencies = config.layout.count(MixerKind.ATTENTION) * (config.head_dim // 2)
+    return (count_parameters(config) - 2 * poles) * _BYTES[dtype] + 4 * (3 * poles + frequencies)
+
+
+def projection_copies_bytes(config: ModelConfig, projections: str | None) -> int:
+    """Memory of the weights that FP8 input projections keep beside the model's own, in bytes."""
+    size = {None: 0, "fp8": 1, "fp8-emulated": 2}[projections]
+    return size * 3 * config.width**2 * _hyena_mixers(config)
+
+
+def _hyena_mixers(config: ModelConfig) -> int:
+    hyena = config.num_layers - config.layout.count(MixerKind.ATTENTION)
+    return hyena + config.num_layers * (config.feed_forward is FeedForward.HYENA_SE)
+
+
+def state_bytes(config: ModelConfig, dtype: str) -> int:
+    """Memory of the filters' states of one sequence, in bytes: of any length the same."""
+    kinds = list(config.kinds)
+    if config.feed_forward is FeedForward.HYENA_SE:
+        kinds += [MixerKind.HYENA_SE] * config.num_layers
+    inner = {
+        MixerKind.HYENA_SE: config.se_taps - 1,
+        MixerKind.HYENA_MR: config.mr_taps - 1,
+        MixerKind.HYENA_LI: config.num_modes,
+    }
+    featurizer = (config.featurizer_taps - 1) * 3 * config.width * _BYTES[dtype]
+    return sum(featurizer + 4 * config.width * inner[kind] for kind in kinds if kind is not MixerKind.ATTENTION)
+
+
+def kv_cache_bytes(config: ModelConfig, length: int, dtype: str) -> int:
     """Memory of the attention layers' keys and values for one sequence of `length` tokens, in bytes."""
     layers = config.layout.count(MixerKind.ATTENTION)
-    return 2 * layers * length * config.num_kv_heads * config.head_dim * _BYTES[precision]
+    return 2 * layers * length * config.num_kv_heads * config.head_dim * _BYTES[dtype]
+
+
+def activation_bytes(config: ModelConfig, tokens: int, numbers: Numbers, *, logits: bool = True) -> int:
+    """Memory that the passage of tokens takes at most, in bytes, beside weights, states and what came before.
+
+    Without gradients, tokens hold what the block holds that they are in: at the worst moment of the worst block, which
+    may be a norm, a mixer or the feed-forward layer.
+
+    Args:
+        tokens: of all rows together.
+        logits: whether log-probabilities are taken of all of them in the end.
+    """
+    D, stream = config.width, tokens * config.width * numbers.size
+    norm = tokens * D * (8 if numbers.size == 4 else 12)  # two results in float32, and a copy of the input in it
+    # the block's input, the mixer's output and their sum are there until the block ends
+    moments = [3 * stream + norm]
+    moments += [2 * stream + _mixer_bytes(config, kind, tokens, numbers) for kind in set(config.kinds)]
+    if config.feed_forward is FeedForward.HYENA_SE:
+        moments.append(4 * stream + _mixer_bytes(config, MixerKind.HYENA_SE, tokens, numbers))
+    else:
+        moments.append(4 * stream + 3 * tokens * config.mlp_width * numbers.size)
+    if logits:  # as they are, as float32, and exponentials of these
+        wide = 4 if numbers.size < 4 else 0
+        moments.append(stream + tokens * config.vocab_size * (numbers.size + wide + 4))
+    return max(moments)
+
+
+def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Numbers) -> int:
+    """What a mixer holds, beside its input and the block's."""
+    D, size = config.width, numbers.size
+    if kind is MixerKind.ATTENTION:
+        projected = (D + 2 * config.num_kv_heads * config.head_dim) * size
+        # queries that are turned, and keys that turn: in float32, a copy of the input or none, and four halves
+        return tokens * (projected + D * size + D * (8 if size == 4 else 12))
+    # FP8 with a scale a token: the codes, the sums in float32, these scaled, and rounded
+    quantised = D * (1 + 2 * 3 * 4 + 3 * size) if numbers.projections else 0
+    modes = 4 * D * config.num_modes // _SCAN  # states between chunks or segments
+    if numbers.fused:
+        return tokens * max(4 * D * size + (modes if kind is MixerKind.HYENA_LI else 0), quantised)
+    # in float32: the projection, if that is another dtype, and padded; q, k, v; then the gated input
+    featurizer = 3 * D * size + D * (24 if size == 4 else 36)
+    gated = 3 * D * size + D * (12 + 4)
+    if kind is MixerKind.HYENA_LI:
+        inner, matrices = 3 * 4 * D + 3 * modes, D * _SCAN * (_SCAN + 2 * config.num_modes)
+    else:
+        se = kind is MixerKind.HYENA_SE
+        groups, taps = (config.se_groups, config.se_taps) if se else (config.mr_groups, config.mr_taps)
+        rows = max(taps, _LEAST_ROWS)
+        inner, matrices = 4 * D * (3 * rows + taps - 1) // rows, groups * rows * (rows + taps - 1)
+    return max(tokens * max(featurizer, quantised), tokens * (gated + inner) + 4 * matrices)
 
 
 def training_bytes(config: ModelConfig) -> int:
     """Memory of weights, gradients and Adam's two moments in fp32, in bytes; activations come on top."""
-    return 4 * weight_bytes(config, "fp32")
+    return 16 * count_parameters(config)

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kernels import Backend
+from sh2.accounting import Numbers, activation_bytes
 from sh2.errors import Sh2Error
+from sh2.fp8 import precision_of
+from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
 from sh2.state import ModelState
 
 _LEAST = 64  # tokens a row: where these do not fit, fewer will not help
+_TYPICAL = 4096  # tokens, over which what does not grow with them is spread
 
 
 def chunks(
@@ -78,7 +83,13 @@ def affordable(model: StripedHyena2, rows: int) -> int:
 
 
 def bytes_a_token(model: StripedHyena2) -> int:
-    """Estimate what a token's passage through a block holds in memory at once, beside states and weights."""
-    config, size = model.config, model.embedding.weight.element_size()
-    # the stream and its norm, wide and narrow; then the projections of a mixer or the hidden layer of the MLP
-    return config.width * (3 * 4 + 3 * size) + max(7 * config.width, 3 * config.mlp_width) * size
+    """What a token's passage through the model holds in memory at once, beside states and weights."""
+    weight = model.embedding.weight
+    precision = precision_of(model)
+    plain = [part for part in model.modules() if isinstance(part, Hyena) and part.backend is Backend.REFERENCE]
+    numbers = Numbers(
+        dtype="bf16" if weight.element_size() == 2 else "fp32",
+        projections=precision if precision.startswith("fp8") else None,
+        fused=weight.is_cuda and not plain,
+    )
+    return activation_bytes(model.config, _TYPICAL, numbers) // _TYPICAL

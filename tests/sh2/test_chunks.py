@@ -1,5 +1,7 @@
 """Pieces of the length that memory allows: a piece that does not fit is halved, and nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,7 +93,8 @@ def test_scores_survive_a_lack_of_memory(model: StripedHyena2, ids: Tensor, monk
 
 def test_a_cpu_affords_any_length_and_wider_models_cost_more(model: StripedHyena2) -> None:
     assert affordable(model, 1000) > 1 << 40
-    assert 0 < bytes_a_token(model.bfloat16()) < bytes_a_token(model.float())
+    wide = StripedHyena2(replace(model.config, width=256))
+    assert bytes_a_token(model) < bytes_a_token(wide.bfloat16()) < bytes_a_token(wide.float())
 
 
 @pytest.mark.gpu
