@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.chunks import chunks
+from sh2.chunks import chunks, read
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.tokens import EOD, Tokens, as_rows, to_batch
+from sh2.state import ModelState, select
+from sh2.tokens import EOD, Tokens, as_ids, as_rows, to_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +23,7 @@ class Score:
     """How likely a model finds a sequence. Natural logarithms, except for the bits."""
 
     length: int  # tokens of the sequence
-    num_scored: int  # tokens with a prediction: all but the first, or all after an EOD
+    num_scored: int  # tokens with a prediction: all but the first, or all after an EOD or a condition
     log_likelihood: float  # sum over the scored tokens
     log_probs: NDArray[np.float32] | None = None  # [num_scored], on request
 
@@ -41,6 +42,7 @@ def score(
     model: StripedHyena2,
     sequences: Sequence[Tokens],
     *,
+    condition: Tokens = b"",
     prepend_eod: bool = False,
     per_token: bool = False,
     max_tokens: int = 65_536,
@@ -55,7 +57,9 @@ def score(
 
     Args:
         sequences: text, bytes or token ids, in any mix.
-        prepend_eod: start each sequence as a document, after an EOD, so that its first token is scored too.
+        condition: what stands before each sequence; it is read once and has no part in the scores. Empty is nothing.
+        prepend_eod: start each sequence, or what stands before it, as a document, after an EOD: then the first token
+            has a prediction, too.
         per_token: keep the log-probability of every scored token.
         max_tokens: tokens of one batch and chunk, at most.
         chunk: tokens of one sequence that are run at once, at most; fewer where memory is short.
@@ -74,15 +78,21 @@ def score(
     for number, row in enumerate(rows):
         if not row.size:
             raise Sh2Error(f"sequence {number} is empty: there is nothing to score")
-    if prepend_eod:
-        rows = [np.concatenate([[EOD], row]) for row in rows]
+    before = np.concatenate([[EOD] * prepend_eod, as_ids(condition, model.config.vocab_size)]).astype(np.int64)
+    # the last token of what stands before predicts the first of each sequence, so it is theirs
+    past = before[:-1]
+    state = _state_after(model, past, chunk=chunk) if rows and past.size else None
+    rows = [np.concatenate([before[-1:], row]) for row in rows]
     scores: list[Score | None] = [None] * len(rows)
-    for members in batches_of_equal_length([len(row) for row in rows], max_tokens=max_tokens, chunk=chunk):
-        log_probs_BL = token_log_probs(model, [rows[member] for member in members], chunk=chunk, progress=progress)
+    lengths = [len(row) for row in rows]
+    for members in batches_of_equal_length(lengths, max_tokens=max_tokens, chunk=chunk, past=past.size):
+        log_probs_BL = token_log_probs(
+            model, [rows[member] for member in members], chunk=chunk, state=state, progress=progress
+        )
         sums_B = log_probs_BL.sum(axis=1, dtype=np.float64)
         for place, member in enumerate(members):
             scores[member] = Score(
-                length=len(rows[member]) - prepend_eod,
+                length=len(rows[member]) - min(1, before.size),
                 num_scored=log_probs_BL.shape[1],
                 log_likelihood=float(sums_B[place]),
                 log_probs=log_probs_BL[place] if per_token else None,
@@ -90,14 +100,24 @@ def score(
     return [one for one in scores if one is not None]
 
 
-def batches_of_equal_length(lengths: Sequence[int], *, max_tokens: int, chunk: int) -> list[list[int]]:
-    """Group the indices of equal lengths, each group small enough that a chunk of it holds at most `max_tokens`."""
+@torch.inference_mode()
+def _state_after(model: StripedHyena2, ids: NDArray[np.int64], *, chunk: int) -> ModelState:
+    """The state of one row after these tokens."""
+    return read(model, to_batch([ids], model.embedding.weight.device), most=chunk)[1]
+
+
+def batches_of_equal_length(lengths: Sequence[int], *, max_tokens: int, chunk: int, past: int = 0) -> list[list[int]]:
+    """Group the indices of equal lengths, each group small enough that a chunk of it holds at most `max_tokens`.
+
+    Args:
+        past: tokens before every sequence, whose keys and values each row of a batch has in memory.
+    """
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_length.setdefault(length, []).append(index)
     groups = []
     for length, members in by_length.items():
-        size = max(1, max_tokens // min(length, chunk))
+        size = max(1, max_tokens // (min(length, chunk) + past))
         groups += [members[first : first + size] for first in range(0, len(members), size)]
     return groups
 
@@ -108,12 +128,19 @@ def token_log_probs(
     rows: Sequence[NDArray[np.int64]],
     *,
     chunk: int = 8192,
+    state: ModelState | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32."""
+    """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32.
+
+    Args:
+        state: of one row, what comes before each of these.
+    """
     ids_BL = to_batch(rows, model.embedding.weight.device)
+    if state is not None:
+        state = select(state, ids_BL.new_zeros(len(rows)))
     parts: list[Tensor] = []
-    for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=chunk):
+    for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=chunk, state=state):
         targets_BL = ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]
         parts.append(log_probs_of(model.logits(x_BLD), targets_BL).cpu())
         if progress is not None:

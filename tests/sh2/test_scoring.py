@@ -43,6 +43,22 @@ def test_after_an_eod_the_first_base_is_scored_too() -> None:
     assert score.log_likelihood == pytest.approx(by_hand(model, [0, *b"GATTACA"]).sum(), rel=1e-6)
 
 
+@pytest.mark.parametrize("condition", ["A", "GATTACA", "ACGT" * 60])
+@pytest.mark.parametrize("eod", [False, True])
+@pytest.mark.parametrize("chunk", [5, 8192])
+def test_conditioned_scores_are_those_of_the_tail_of_both_together(condition: str, eod: bool, chunk: int) -> None:
+    for name in ("striped", "grouped heads, biases, untied", "hyena_se feed-forward"):
+        model = tiny(name)
+        scores = sh2.score(
+            model, SEQUENCES, condition=condition, prepend_eod=eod, per_token=True, chunk=chunk, max_tokens=500
+        )
+        for text, score in zip(SEQUENCES, scores, strict=True):
+            want = by_hand(model, [*[0] * eod, *(condition + text).encode()])[-len(text) :]
+            assert (score.length, score.num_scored) == (len(text), len(text))
+            assert score.log_likelihood == pytest.approx(want.sum(), rel=1e-5)
+            np.testing.assert_allclose(score.log_probs, want, rtol=1e-5, atol=1e-5)
+
+
 def test_a_single_base_has_nothing_to_score() -> None:
     (score,) = sh2.score(tiny(), ["G"])
     assert (score.num_scored, score.log_likelihood) == (0, 0.0)
