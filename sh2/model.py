@@ -15,7 +15,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
 from sh2.layers import GatedMLP, RMSNorm, linear
-from sh2.mixers import MIXERS, Hyena, HyenaSE, MixerState
+from sh2.mixers import MIXERS, Attention, Backed, HyenaSE, KVDtype, MixerState
 from sh2.state import BlockState, ModelState, reset
 
 
@@ -89,10 +89,11 @@ class StripedHyena2(nn.Module):
         if backend not in list(Backend):
             raise Sh2Error(f"unknown backend `{backend}`").hint(f"use {', '.join(Backend)}")
         chosen = Backend(backend)
-        mixers = [module for module in self.modules() if isinstance(module, Hyena)]
+        mixers = [module for module in self.modules() if isinstance(module, Backed)]
         if chosen is Backend.TRITON:
-            # mixers of a kind are alike: one answers for all
-            for mixer in {type(mixer): mixer for mixer in mixers}.values():
+            # mixers of a kind are alike: one answers for all, if its weights do not wait in the host's memory
+            home = self.embedding.weight.device.type
+            for mixer in {type(mixer): mixer for mixer in mixers if mixer.input.weight.device.type == home}.values():
                 mixer.check_backend(chosen)
         for mixer in mixers:
             mixer.backend = chosen
@@ -112,6 +113,23 @@ class StripedHyena2(nn.Module):
         """
         config = self.config
         choose_precision(self, precision, width=config.width, trained_in_fp8=config.fp8_input_projections)
+        return self
+
+    def use_kv_dtype(self, kv_dtype: str) -> Self:
+        """Choose in which numbers attention keeps the keys and values of the tokens seen.
+
+        Args:
+            kv_dtype: `auto` keeps the model's own; `fp8` keeps E4M3 codes with a scale for each token and head, in half
+                the memory of bfloat16. No configuration or checkpoint keeps the choice.
+
+        Raises:
+            Sh2Error: there is no such choice.
+        """
+        if kv_dtype not in list(KVDtype):
+            raise Sh2Error(f"unknown kv_dtype `{kv_dtype}`").hint(f"use {', '.join(KVDtype)}")
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kv_dtype = KVDtype(kv_dtype)
         return self
 
     def forward(

@@ -7,13 +7,14 @@ A state belongs to a batch: one row a sequence. Rows can be picked and repeated 
 # B rows, S tokens seen, the other letters as in the mixers
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sh2.mixers import AttentionState, MixerState
+from sh2.mixers import AttentionState, KVSlots, MixerState
 
 
 class BlockState(NamedTuple):
@@ -63,13 +64,13 @@ def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> Model
 
 
 def _select(part: MixerState, rows: Tensor) -> MixerState:
-    if isinstance(part, AttentionState):
-        begin_B = None if part.begin_B is None else part.begin_B[rows]
-        return AttentionState(part.keys_BSJC[rows], part.values_BSJC[rows], begin_B)
-    return type(part)(*(tensor[rows] for tensor in part))
+    # a cache belongs to one line of continuation: what is picked from it stands for itself
+    return type(part)(*(tensor[rows] if isinstance(tensor, Tensor) else None for tensor in part))  # type: ignore[arg-type]
 
 
 def _reset(part: MixerState, rows: Tensor) -> MixerState:
+    if isinstance(part, KVSlots):
+        return part._replace(end_B=part.end_B.masked_fill(rows, 0))
     if isinstance(part, AttentionState):
         # the past stays in memory and is hidden: entries before `begin` are masked
         seen = part.keys_BSJC.shape[1]
@@ -89,13 +90,20 @@ def _join(parts: Sequence[MixerState]) -> MixerState:
 def _join_attention(parts: Sequence[AttentionState]) -> AttentionState:
     """Align the histories at their ends; what is missing in front of a shorter one is hidden."""
     longest = max(part.keys_BSJC.shape[1] for part in parts)
-    keys, values, begins = [], [], []
+    packed = parts[0].entries.packed
+    histories, begins = [], []
     for part in parts:
         B, S = part.keys_BSJC.shape[:2]
-        keys.append(F.pad(part.keys_BSJC, (0, 0, 0, 0, longest - S, 0)))
-        values.append(F.pad(part.values_BSJC, (0, 0, 0, 0, longest - S, 0)))
+        ahead = longest - S
+        histories.append(part.entries.as_kept(packed).map(partial(_pad_ahead, ahead)))
         begin_B = part.begin_B
         if begin_B is None:
             begin_B = torch.zeros(B, dtype=torch.int64, device=part.keys_BSJC.device)
-        begins.append(begin_B + (longest - S))
-    return AttentionState(torch.cat(keys), torch.cat(values), torch.cat(begins))
+        begins.append(begin_B + ahead)
+    first, *others = histories
+    keys, values, *units = first.map(lambda *rows: torch.cat(rows), *others)
+    return AttentionState(keys, values, torch.cat(begins), None, *units)
+
+
+def _pad_ahead(ahead: int, tensor_BSX: Tensor) -> Tensor:
+    return F.pad(tensor_BSX, (0, 0) * (tensor_BSX.ndim - 2) + (ahead, 0))

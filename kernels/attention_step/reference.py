@@ -26,7 +26,7 @@ def attention_step(
             key_units_BSJ, value_units_BSJ = key_units_BSJ[:, :stop], value_units_BSJ[:, :stop]
     wide = q_BHC
     if key_units_BSJ is not None and value_units_BSJ is not None:
-        keys_BSJC, values_BSJC = decode(keys_BSJC, key_units_BSJ), decode(values_BSJC, value_units_BSJ)
+        keys_BSJC, values_BSJC = unpack(keys_BSJC, key_units_BSJ), unpack(values_BSJC, value_units_BSJ)
         wide = q_BHC.to(keys_BSJC.dtype)
     y_BH1C = F.scaled_dot_product_attention(
         wide[:, :, None],
@@ -38,7 +38,7 @@ def attention_step(
     return y_BH1C[:, :, 0].to(q_BHC.dtype)
 
 
-def decode(codes_BSJC: Tensor, units_BSJ: Tensor) -> Tensor:
+def unpack(codes_BSJC: Tensor, units_BSJ: Tensor) -> Tensor:
     """The numbers that E4M3 codes, kept as bytes, and their units stand for: float32, or wider units' dtype."""
     return codes_BSJC.view(torch.float8_e4m3fn).to(units_BSJ.dtype) * units_BSJ[..., None]
 

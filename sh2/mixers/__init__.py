@@ -5,9 +5,11 @@ from torch import nn
 from kernels import FirState, ModalState
 from sh2.config import MixerKind
 from sh2.mixers.attention import Attention, AttentionState
+from sh2.mixers.backed import Backed
+from sh2.mixers.cache import KVDtype, KVSlots
 from sh2.mixers.hyena import Hyena, HyenaLI, HyenaMR, HyenaSE
 
-MixerState = FirState | ModalState | AttentionState
+MixerState = FirState | ModalState | AttentionState | KVSlots
 
 MIXERS: dict[MixerKind, type[nn.Module]] = {
     MixerKind.HYENA_SE: HyenaSE,
@@ -20,11 +22,14 @@ __all__ = [
     "MIXERS",
     "Attention",
     "AttentionState",
+    "Backed",
     "FirState",
     "Hyena",
     "HyenaLI",
     "HyenaMR",
     "HyenaSE",
+    "KVDtype",
+    "KVSlots",
     "MixerState",
     "ModalState",
 ]

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
+from kernels import attention_step
 from sh2.config import ModelConfig, RotaryFrequencies
 from sh2.layers import linear
-from sh2.mixers.cache import KVCache, extend
+from sh2.mixers.backed import Backed
+from sh2.mixers.cache import Entries, KVCache, KVDtype, KVSlots, extend
 from sh2.precision import Float32Kept
 
 _MASK_ENTRIES = 1 << 26
@@ -22,21 +25,29 @@ class AttentionState(NamedTuple):
 
     Rows of one batch may have histories of different lengths: row b sees entries from `begin_B[b]` on, and its
     positions count from there. None means from 0 for every row. Without gradients, keys and values lie in a cache that
-    the next tokens' are written into.
+    the next tokens' are written into. Kept in FP8, they are codes (uint8) and have units (float32).
     """
 
     keys_BSJC: Tensor
     values_BSJC: Tensor
     begin_B: Tensor | None = None
     cache: KVCache | None = None
+    key_units_BSJ: Tensor | None = None
+    value_units_BSJ: Tensor | None = None
+
+    @property
+    def entries(self) -> Entries:
+        """What is kept of the tokens seen."""
+        return Entries(self.keys_BSJC, self.values_BSJC, self.key_units_BSJ, self.value_units_BSJ)
 
 
-class Attention(Float32Kept):
+class Attention(Float32Kept, Backed):
     """Softmax attention over everything before; heads may share keys and values in groups."""
 
     float32_names = ("inv_freq",)
 
     inv_freq: Tensor
+    kv_dtype: KVDtype = KVDtype.AUTO  # a choice of the machine's, set by `StripedHyena2.use_kv_dtype`; no file has it
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,29 +62,40 @@ class Attention(Float32Kept):
         self.register_buffer("inv_freq", rotary_frequencies(config), persistent=stored)
 
     def forward(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
-        H, J, C = self.num_heads, self.num_kv_heads, self.head_dim
-        q_BLHC, k_BLJC, v_BLJC = self.input(x_BLD).unflatten(-1, (H + 2 * J, C)).split([H, J, J], dim=2)
         T = 0 if state is None else state.keys_BSJC.shape[1]
         begin_B = None if state is None else state.begin_B
-        angles = self._angles(T, x_BLD.shape[1], begin_B)
-        q_BLHC, k_BLJC = rotate(q_BLHC, *angles), rotate(k_BLJC, *angles)
-        cache = None
-        if state is not None:
-            k_BLJC, v_BLJC, cache = extend(state.keys_BSJC, state.values_BSJC, k_BLJC, v_BLJC, state.cache)
-        y_BLHC = attend(q_BLHC, k_BLJC, v_BLJC, begin_B)
-        return self.output(y_BLHC.flatten(2)), AttentionState(k_BLJC, v_BLJC, begin_B, cache)
-
-    def step(self, x_B1D: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-        """`forward` for one token: keys and values grow in place there too."""
-        return self.forward(x_B1D, state)
-
-    def _angles(self, T: int, L: int, begin_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B or 1, L, 1, C/2] of the new tokens' positions, float32."""
-        positions = torch.arange(T, T + L, device=self.inv_freq.device)[None]
+        positions_BL = torch.arange(T, T + x_BLD.shape[1], device=self.inv_freq.device)[None]
         if begin_B is not None:
-            positions = positions - begin_B[:, None]
-        angles = (positions.float() / self.interpolation)[:, :, None, None] * self.inv_freq
-        return angles.cos(), angles.sin()
+            positions_BL = positions_BL - begin_B[:, None]
+        q_BLHC, new = self._project(x_BLD, positions_BL)
+        # in FP8 the new tokens see each other as later ones will see them: where a sequence is cut changes nothing
+        entries, cache = new.as_kept(self.kv_dtype is KVDtype.FP8), None
+        if state is not None:
+            entries, cache = extend(state.entries, entries, state.cache)
+        if x_BLD.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+            q_BHC = q_BLHC[:, 0] if entries.packed else q_BLHC[:, 0].to(entries.values_BSJC.dtype)
+            y_BLHC = attention_step(q_BHC, *entries, begin_B=begin_B, backend=self.backend)[:, None]
+        else:
+            y_BLHC = attend(q_BLHC, *entries.numbers(x_BLD.dtype), begin_B)
+        keys, values, *units = entries
+        return self.output(y_BLHC.flatten(2)), AttentionState(keys, values, begin_B, cache, *units)
+
+    def step(self, x_B1D: Tensor, state: AttentionState | KVSlots) -> tuple[Tensor, AttentionState | KVSlots]:
+        """Like `forward` for one token. Slots move on themselves: nothing of their size is allocated or copied."""
+        if isinstance(state, AttentionState):
+            return self.forward(x_B1D, state)
+        q_B1HC, new = self._project(x_B1D, state.end_B[:, None])
+        state.append(new)
+        y_BHC = attention_step(q_B1HC[:, 0], *state.entries, end_B=state.end_B, backend=self.backend)
+        return self.output(y_BHC[:, None].flatten(2)), state
+
+    def _project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:
+        """Rotated queries [B, L, H, C], and rotated keys and values of tokens at positions_BL, or [1, L]."""
+        H, J, C = self.num_heads, self.num_kv_heads, self.head_dim
+        q_BLHC, k_BLJC, v_BLJC = self.input(x_BLD).unflatten(-1, (H + 2 * J, C)).split([H, J, J], dim=2)
+        angles = (positions_BL.float() / self.interpolation)[:, :, None, None] * self.inv_freq
+        cos, sin = angles.cos(), angles.sin()
+        return rotate(q_BLHC, cos, sin), Entries(rotate(k_BLJC, cos, sin), v_BLJC)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -104,6 +126,8 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
         return whole().transpose(1, 2)
     if begin_B is None and L == S:
         return whole(is_causal=True).transpose(1, 2)
+    if begin_B is None and _has_lower_right(q_BHLC, grouped):
+        return whole(attn_mask=causal_lower_right(L, S)).transpose(1, 2)
     # a mask has as many entries as queries times keys: with a long past, a few queries at a time
     rows = 1 if begin_B is None else len(begin_B)
     step = max(1, _MASK_ENTRIES // (rows * S))
@@ -118,6 +142,14 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
         for first in range(0, L, step)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _has_lower_right(q_BHLC: Tensor, grouped: bool) -> bool:
+    """Whether torch's attention lets few queries look back at many keys without a mask in memory."""
+    if not q_BHLC.is_cuda or torch.compiler.is_compiling() or q_BHLC.shape[-1] > 256:
+        return False
+    # flash attention takes groups but no float32, the memory-efficient one float32 but no groups
+    return q_BHLC.dtype in (torch.bfloat16, torch.float16) or (q_BHLC.dtype is torch.float32 and not grouped)
 
 
 def _mask(first: int, queries: int, S: int, begin_B: Tensor | None, device: torch.device) -> Tensor:

@@ -1,11 +1,74 @@
-"""Memory for keys and values that grows with the sequence: new ones are written behind the old, which stay in place."""
+"""Memory for keys and values: growing behind a sequence, or standing still under rows that are decoded together.
 
-# B batch, S tokens, L new tokens, J key-value heads, C channels a head
+In FP8, a number is an E4M3 code, kept as a byte, times a unit of its token and head: nothing of a token's depends on
+others, so that no cut of a sequence and no batch mate changes what is kept.
+"""
+
+# B batch, S tokens seen, L new tokens, J key-value heads, C channels a head
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from kernels import unpack
+from sh2.fp8 import quantise, scale_of
+
 _STEP = 256  # tokens: a cache is a multiple of these long, and at least an eighth longer than what it must hold
+
+
+class KVDtype(StrEnum):
+    """In which numbers keys and values are kept."""
+
+    AUTO = "auto"  # the model's
+    FP8 = "fp8"  # half the memory of bfloat16
+
+
+class Entries(NamedTuple):
+    """Keys and values of some tokens: numbers, or with units, codes."""
+
+    keys_BSJC: Tensor
+    values_BSJC: Tensor
+    key_units_BSJ: Tensor | None = None
+    value_units_BSJ: Tensor | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether they are in FP8."""
+        return self.key_units_BSJ is not None
+
+    def as_kept(self, packed: bool) -> Self:
+        """The same in FP8, or as numbers."""
+        if packed == self.packed:
+            return self
+        if packed:
+            (keys, key_units), (values, value_units) = _pack(self.keys_BSJC), _pack(self.values_BSJC)
+            return type(self)(keys, values, key_units, value_units)
+        return type(self)(*self.numbers())
+
+    def numbers(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Keys and values as numbers: those in FP8 in this dtype, the others in their own."""
+        if self.key_units_BSJ is None or self.value_units_BSJ is None:
+            return self.keys_BSJC, self.values_BSJC
+        keys, values = unpack(self.keys_BSJC, self.key_units_BSJ), unpack(self.values_BSJC, self.value_units_BSJ)
+        return keys.to(dtype), values.to(dtype)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The two or four of them."""
+        return (tensor for tensor in self if tensor is not None)
+
+    def map(self, change: Callable[..., Tensor], *others: "Entries") -> Self:
+        """Change every tensor, with that of the same name of the others."""
+        rows = zip(self.tensors(), *(other.tensors() for other in others), strict=True)
+        return type(self)(*(change(*row) for row in rows))
+
+
+def _pack(x_BLJC: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, uint8, and units, float32, of numbers."""
+    scale_BLJ1 = scale_of(x_BLJC.abs().amax(dim=-1, keepdim=True))
+    return quantise(x_BLJC, scale_BLJ1).codes.view(torch.uint8), scale_BLJ1.reciprocal()[..., 0]
 
 
 class KVCache:
@@ -15,47 +78,84 @@ class KVCache:
     yet; otherwise the tokens seen are copied first.
     """
 
-    def __init__(self, keys_BSJC: Tensor, values_BSJC: Tensor, capacity: int) -> None:
-        self._keys, self._values = (
-            torch.cat([seen, seen.new_empty(seen.shape[0], capacity - seen.shape[1], *seen.shape[2:])], dim=1)
-            for seen in (keys_BSJC, values_BSJC)
-        )
-        self._used = keys_BSJC.shape[1]
+    def __init__(self, seen: Entries, capacity: int) -> None:
+        self.memory = seen.map(lambda tensor: lengthened(tensor, capacity))
+        self._used = seen.keys_BSJC.shape[1]
 
-    def takes(self, seen: int, keys_BLJC: Tensor) -> bool:
-        """Whether the place behind the first `seen` tokens is nobody's, and these keys fit there as they are."""
+    def takes(self, seen: int, new: Entries) -> bool:
+        """Whether the place behind the first `seen` tokens is nobody's, and these fit there as they are."""
+        keys = self.memory.keys_BSJC
         # what was made in inference mode can be written in inference mode only
-        writable = torch.is_inference_mode_enabled() or not self._keys.is_inference()
-        fits = seen + keys_BLJC.shape[1] <= self._keys.shape[1] and keys_BLJC.dtype is self._keys.dtype
+        writable = torch.is_inference_mode_enabled() or not keys.is_inference()
+        fits = seen + new.keys_BSJC.shape[1] <= keys.shape[1] and new.keys_BSJC.dtype is keys.dtype
         return self._used == seen and fits and writable
 
-    def append(self, keys_BLJC: Tensor, values_BLJC: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values behind those there are; return all of them, without a copy."""
-        start, stop = self._used, self._used + keys_BLJC.shape[1]
-        self._keys[:, start:stop] = keys_BLJC
-        self._values[:, start:stop] = values_BLJC
-        self._used = stop
-        return self._keys[:, :stop], self._values[:, :stop]
+    def append(self, new: Entries) -> Entries:
+        """Write new ones behind those there are; return all of them, without a copy."""
+        start, self._used = self._used, self._used + new.keys_BSJC.shape[1]
+
+        def write(memory: Tensor, more: Tensor) -> Tensor:
+            memory[:, start : self._used] = more
+            return memory[:, : self._used]
+
+        return self.memory.map(write, new)
 
 
-def extend(
-    keys_BSJC: Tensor, values_BSJC: Tensor, new_keys_BLJC: Tensor, new_values_BLJC: Tensor, cache: KVCache | None
-) -> tuple[Tensor, Tensor, KVCache | None]:
+def lengthened(tensor_BSX: Tensor, capacity: int) -> Tensor:
+    """A copy with room for so many tokens."""
+    longer = tensor_BSX.new_empty(tensor_BSX.shape[0], capacity, *tensor_BSX.shape[2:])
+    longer[:, : tensor_BSX.shape[1]] = tensor_BSX
+    return longer
+
+
+def extend(seen: Entries, new: Entries, cache: KVCache | None) -> tuple[Entries, KVCache | None]:
     """Put new keys and values behind those seen: in the cache while no gradients are kept, else by a copy.
 
     Returns:
-        All keys and all values [B, S+L, J, C], and the cache that they lie in, if they do.
+        All of them, and the cache that they lie in, if they do.
     """
+    seen = seen.as_kept(new.packed)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        keys, values = (torch.cat(pair, dim=1) for pair in ((keys_BSJC, new_keys_BLJC), (values_BSJC, new_values_BLJC)))
-        return keys, values, None
-    seen = keys_BSJC.shape[1]
-    if cache is None or not cache.takes(seen, new_keys_BLJC):
-        dtype = torch.promote_types(keys_BSJC.dtype, new_keys_BLJC.dtype)
-        cache = KVCache(keys_BSJC.to(dtype), values_BSJC.to(dtype), capacity(seen + new_keys_BLJC.shape[1]))
-    return *cache.append(new_keys_BLJC, new_values_BLJC), cache
+        return seen.map(lambda *pair: torch.cat(pair, dim=1), new), None
+    length = seen.keys_BSJC.shape[1]
+    if cache is None or not cache.takes(length, new):
+        wide = seen.map(lambda one, other: one.to(torch.promote_types(one.dtype, other.dtype)), new)
+        cache = KVCache(wide, capacity(length + new.keys_BSJC.shape[1]))
+    return cache.append(new), cache
 
 
 def capacity(tokens: int) -> int:
     """Return the tokens to make room for, to hold so many."""
     return -(-(tokens + tokens // 8) // _STEP) * _STEP
+
+
+class KVSlots(NamedTuple):
+    """Keys and values of rows that are decoded together: each row's from place 0 on, in memory of one length for all.
+
+    A step writes into it in place, where `end_B`, on the device, says: whatever the rows hold, it is the same step.
+    """
+
+    keys_BSJC: Tensor
+    values_BSJC: Tensor
+    end_B: Tensor  # int64: entries that each row has
+    key_units_BSJ: Tensor | None = None
+    value_units_BSJ: Tensor | None = None
+
+    @classmethod
+    def of(cls, entries: Entries, end_B: Tensor) -> Self:
+        """Slots whose memory these entries are."""
+        keys, values, *units = entries
+        return cls(keys, values, end_B, *units)
+
+    @property
+    def entries(self) -> Entries:
+        """All the memory; a row's own entries are the first `end_B`."""
+        return Entries(self.keys_BSJC, self.values_BSJC, self.key_units_BSJ, self.value_units_BSJ)
+
+    def append(self, new: Entries) -> None:
+        """Write one token of every row behind its last; a row without room for it loses the one before."""
+        B, S = self.keys_BSJC.shape[:2]
+        self.end_B.add_(1).clamp_(max=S)
+        row_B = torch.arange(B, device=self.end_B.device)
+        for memory, one in zip(self.entries.tensors(), new.as_kept(self.entries.packed).tensors(), strict=True):
+            memory[row_B, self.end_B - 1] = one[:, 0].to(memory.dtype)

@@ -4,21 +4,18 @@
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import Backend, FirState, ModalState, hyena_fir, hyena_fir_step, hyena_li, hyena_li_step
+from kernels import FirState, ModalState, hyena_fir, hyena_fir_step, hyena_li, hyena_li_step
 from sh2.config import DecayWindow, ModelConfig
-from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection
 from sh2.layers import linear
+from sh2.mixers.backed import Backed
 from sh2.mixers.kept import Kept
 from sh2.precision import Float32Kept
 
 
-class Hyena(nn.Module):
+class Hyena(Backed):
     """What the three share: the projections and the featurizer (paper eq. 1)."""
-
-    backend: Backend = Backend.AUTO  # a choice of the machine's, set by `StripedHyena2.use_backend`; no file has it
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,24 +26,6 @@ class Hyena(nn.Module):
         self.featurizer_taps = nn.Parameter(torch.empty(3 * width, config.featurizer_taps))
         self.featurizer_bias = nn.Parameter(torch.empty(3 * width)) if config.featurizer_bias else None
         self.output = linear(width, width, bias=config.hyena_output_bias)
-
-    def check_backend(self, backend: Backend) -> None:
-        """Refuse a backend that cannot run this mixer, of its sizes, in its dtype and on its device; nothing is run.
-
-        Raises:
-            Sh2Error: says why.
-        """
-        weight_ED = self.input.weight
-        before, self.backend = self.backend, backend
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-                self(weight_ED.new_empty(1, 1, weight_ED.shape[1]))
-        except ValueError as error:
-            raise Sh2Error(str(error)).hint(
-                "the backend `auto` takes plain torch where the kernels cannot run; `evo doctor` shows what is there"
-            ) from None
-        finally:
-            self.backend = before
 
 
 class HyenaFir(Hyena):
