@@ -191,7 +191,7 @@ def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Num
     featurizer = 3 * D * size + D * (24 if size == 4 else 36)
     gated = 3 * D * size + D * (12 + 4)
     if kind is MixerKind.HYENA_LI:
-        inner = 3 * 4 * D + 3 * modes
+        inner = 3 * 4 * D + modes
     else:
         taps = config.se_taps if kind is MixerKind.HYENA_SE else config.mr_taps
         rows = max(taps, _LEAST_ROWS)
