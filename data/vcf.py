@@ -40,13 +40,13 @@ def read_vcf(path: str | os.PathLike[str]) -> Iterator[Allele]:
     BCF: the record), for what is not VCF: no header, too few columns, a position that is no number, an empty field.
     """
     with Source(path) as source:
+        refuse_cut_bgzip(source.path)
         if source.head.startswith(_BCF):
             if source.path == STDIN:
                 raise DataError("standard input: is BCF, which is read from files only").hint(
                     "`bcftools view` makes VCF of it"
                 )
         else:
-            refuse_cut_bgzip(source.path)
             yield from _alleles(source)
             return
     yield from _read_bcf(Path(path))
@@ -119,7 +119,7 @@ def _read_bcf(path: Path) -> Iterator[Allele]:
                 name, ref = record.id or ".", record.ref or "."
                 for alt in record.alts or (".",):
                     yield Allele(chrom=record.chrom, pos=record.pos, id=name, ref=ref, alt=alt)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: record {number + 1}: cannot be read as BCF: {error}").hint(
             "`bcftools view` shows what is wrong with it"
         ) from error

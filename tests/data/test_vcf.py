@@ -86,6 +86,14 @@ def test_a_damaged_bcf_is_refused_with_its_record(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_bcf_in_gzip_that_is_not_bgzip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bcf"
+    write_bcf(path)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())))
+    with pytest.raises(DataError, match=r"a\.bcf: record 1: cannot be read as BCF"):
+        alleles(path)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -144,9 +152,13 @@ def test_a_bgzip_file_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.vcf.gz"
     with pysam.BGZFile(str(path), "wb") as file:
         file.write((HEADER + ROWS).encode())
-    path.write_bytes(path.read_bytes()[:-28])
-    with pytest.raises(DataError, match=r"a\.vcf\.gz: the bgzip end marker is missing: the file is truncated"):
-        alleles(path)
+    binary = tmp_path / "a.bcf"
+    write_bcf(binary)
+    for whole in (path, binary):
+        whole.write_bytes(whole.read_bytes()[:-28])
+        with pytest.raises(DataError) as caught:
+            alleles(whole)
+        assert str(caught.value) == f"{whole}: the bgzip end marker is missing: the file is truncated"
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
