@@ -110,6 +110,54 @@ def markov(
             typer.echo(f"markov-{one}\t{split}\t{bases}\t{bits:.4f}")
 
 
+@evaluate.command()
+def variants(
+    scores: Annotated[str, typer.Argument(metavar="SCORES", help="What `evo score` wrote of variants: TSV or VCF.")],
+    labels: Annotated[str, typer.Option("--labels", help="VCF, or TSV or CSV with chrom, pos, ref and alt.")],
+    label: Annotated[str, typer.Option("--label", help="INFO field or column that is known of a variant.")],
+    positive: Annotated[
+        str | None, typer.Option("--positive", metavar="CLASSES", help="Labels that count as positive; commas between.")
+    ] = None,
+    higher: Annotated[
+        bool, typer.Option("--higher", help="Positives should score higher; without, they are the less likely ones.")
+    ] = False,
+    score: Annotated[str, typer.Option("--score", help="Column or INFO field of the scores.")] = "delta",
+    by: Annotated[str | None, typer.Option("--by", help="Field of the labels that makes groups.")] = None,
+    rounds: Annotated[int, typer.Option("--bootstrap", min=0, help="Samples for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the samples.")] = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the curves.")] = None,
+) -> None:
+    """Compare scores of variants with what is known of them, as TSV.
+
+    Labels that are classes (--positive) give the area under the ROC curve and the average precision; labels that are
+    numbers give Spearman's correlation. low and high hold 95% of bootstrap samples. Alleles are matched by contig,
+    position, REF and ALT; what has no score or no label is left out, and counted on stderr.
+
+    \b
+    Examples:
+      evo score brca1.vcf -r window.fa --model run/model -o deltas.tsv
+      evo eval variants deltas.tsv --labels brca1.vcf --label CLASS --positive LOF --plot roc.png
+      evo eval variants deltas.tsv --labels fitness.csv --label fitness --by consequence
+    """
+    from evo_cli.inference import say
+    from evo_cli.label_agreement import COLUMNS, match, measure, plot_agreement
+    from evo_cli.output import check_outputs
+
+    check_outputs([plot], [scores, labels])
+    classes = [text.strip() for text in positive.split(",")] if positive is not None else []
+    if "" in classes:
+        raise typer.BadParameter(f"names an empty class: `{positive}`", param_hint="--positive")
+    matched = match(scores, labels, score=score, label=label, positive=classes, by=by, higher=higher)
+    # before the rows: their reader may go away (`| head`)
+    if plot is not None:
+        plot_agreement(matched, plot, title=f"{scores}: {score} and {label}", score=score, label=label)
+    typer.echo("\t".join(COLUMNS))
+    for row in measure(matched, rounds=rounds, seed=seed):
+        typer.echo("\t".join(row))
+    if matched.unscored:
+        say(f"{matched.unscored:,} labelled alleles have no score")
+
+
 def _stretches(store: "TokenStore", split: str) -> "Iterator[NDArray[np.uint8]]":
     """The bases of a split, one contiguous stretch of a record at a time.
 
