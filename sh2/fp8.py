@@ -160,6 +160,10 @@ class InputProjection(Float32Kept, nn.Linear):
             self._kept = key, weight_ED
         return self._kept[1]
 
+    def forget(self) -> None:
+        """Give the memory of the weight in FP8 back."""
+        self._kept = None
+
 
 def fp8_lacks(device: torch.device, width: int) -> str | None:
     """Say why FP8 products of this width cannot run on a device; None if they can."""

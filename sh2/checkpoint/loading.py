@@ -1,5 +1,6 @@
 """A model in memory from a folder, a published file or a name, and back to a folder."""
 
+import math
 from functools import reduce
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from sh2.checkpoint.folder import write_model_folder
 from sh2.checkpoint.source import open_model
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
-from sh2.config import ModelConfig
+from sh2.config import MixerKind, ModelConfig
 from sh2.errors import Sh2Error
-from sh2.fp8 import InputProjection, Precision
+from sh2.fp8 import InputProjection, Precision, fp8_lacks
 from sh2.mixers import Attention
 from sh2.mixers.attention import rotary_frequencies
 from sh2.model import StripedHyena2
+from sh2.placement import Placement, follow, free_bytes, parse_devices, place
+from sh2.streaming import stream
 
 
 def load(
@@ -22,21 +25,25 @@ def load(
 ) -> StripedHyena2:
     """Load a model, in evaluation mode.
 
-    Memory holds the model and one tensor more: tensors are read, converted and moved one by one. A model that was
-    trained with FP8 input projections runs with them: `use_precision` chooses otherwise.
+    Memory holds the model and one tensor more: tensors are read, converted and moved one by one, each to its own
+    device. A model that was trained with FP8 input projections runs with them: `use_precision` chooses otherwise.
 
     Args:
         path_or_name: a model folder, a published file with its configuration beside it (or named after a published
             model), the name of a published model (`evo2_7b`) or a repository on the hub.
+        device: one of torch's; or `cuda:0+cuda:1`, which cuts the model by layers over GPUs; or `cuda:0+cpu`, which
+            keeps on the GPU what fits and streams the weights of the other blocks from the host's memory whenever they
+            run, without gradients. Token ids go to, and logits come from, the first device in any case.
         dtype: of the weights; None keeps each as it is stored, except that weights of matrix products that differ
             get the dtype that holds them all. Poles, residues and rotary frequencies are float32 always.
 
     Raises:
-        Sh2Error: there is no such model, a file is damaged, a tensor does not fit, or the device is not there.
+        Sh2Error: there is no such model, a file is damaged, a tensor does not fit, a device is not there, or its free
+            memory does not hold the weights.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise Sh2Error(f"dtype must be a floating type of torch such as torch.bfloat16, not {dtype!r}")
-    device = _device(device)
+    devices = [_device(one) for one in parse_devices(device)]
     source = open_model(path_or_name)
     with torch.device("meta"):
         model = StripedHyena2(source.config)
@@ -46,16 +53,19 @@ def load(
     check_tensors(
         source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, str(path_or_name)
     )
-    product = dtype or _product_dtype(source.tensors)
-    tensors = {
-        name: _placed(name, lazy, device, product if _in_product(name) else dtype)
-        for name, lazy in source.tensors.items()
-    }
+    dtypes = _dtypes(source.tensors, dtype)
+    placement = _placement(source.config, source.tensors, dtypes, devices)
+    tensors = {name: _placed(lazy, placement.of(name), dtypes[name]) for name, lazy in source.tensors.items()}
     model.load_state_dict(tensors, assign=True)
     for module in model.modules():
         if isinstance(module, Attention) and module.inv_freq.is_meta:
-            module.inv_freq = rotary_frequencies(source.config).to(device)
-    return model.eval().use_precision(Precision.AUTO)
+            module.inv_freq = rotary_frequencies(source.config).to(module.input.weight.device)
+    model.eval().use_precision(Precision.AUTO)
+    if placement.streamed:
+        model.requires_grad_(False)
+        stream(model.blocks, placement.streamed, placement.home)
+    follow(model.blocks, placement)
+    return model
 
 
 def save_model(model: nn.Module, folder: str | Path) -> None:
@@ -82,10 +92,36 @@ def _product_dtype(tensors: Tensors) -> torch.dtype | None:
     return reduce(torch.promote_types, dtypes) if dtypes else None
 
 
-def _placed(name: str, lazy: LazyTensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-    wanted = torch.float32 if stays_float32(name) else dtype or lazy.dtype
+def _dtypes(tensors: Tensors, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """The dtype of every tensor, if the weights are wanted in one; None keeps that of the file where it can."""
+    product = dtype or _product_dtype(tensors)
+    wanted = {name: (product if _in_product(name) else dtype) or lazy.dtype for name, lazy in tensors.items()}
+    return {name: torch.float32 if stays_float32(name) else chosen for name, chosen in wanted.items()}
+
+
+def _placement(
+    config: ModelConfig, tensors: Tensors, dtypes: dict[str, torch.dtype], devices: list[torch.device]
+) -> Placement:
+    """Where each tensor goes, from what the tensors will weigh."""
+    sizes, rest = [0] * config.num_layers, 0
+    in_fp8 = config.fp8_input_projections
+    code_size = 2 if in_fp8 and fp8_lacks(devices[0], config.width) else 1  # as `InputProjection` keeps them
+    for name, lazy in tensors.items():
+        numbers = math.prod(lazy.shape)
+        size = numbers * dtypes[name].itemsize
+        if not name.startswith("blocks."):
+            rest += size
+            continue
+        layer = int(name.split(".")[1])
+        sizes[layer] += size
+        if in_fp8 and name.endswith("mixer.input.weight") and config.kinds[layer] is not MixerKind.ATTENTION:
+            sizes[layer] += numbers * code_size
+    return place(config, sizes, rest, devices, [free_bytes(device) for device in devices])
+
+
+def _placed(lazy: LazyTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     # a copy: a tensor that stayed mapped would change, or crash the process, with its file
-    return lazy.read().to(device=device, dtype=wanted, copy=True, memory_format=torch.contiguous_format)
+    return lazy.read().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _device(device: str | torch.device) -> torch.device:

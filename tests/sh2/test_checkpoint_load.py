@@ -202,7 +202,7 @@ def test_a_slip_in_a_path_is_no_repository(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     save_model(StripedHyena2(CONFIG, seed=3), tmp_path / "m")
-    with pytest.raises(Sh2Error, match="device `nonsense` cannot be used"):
+    with pytest.raises(Sh2Error, match="unknown device `nonsense`"):
         load(tmp_path / "m", device="nonsense")
 
 

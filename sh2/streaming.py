@@ -1,0 +1,151 @@
+"""Blocks whose weights wait in the host's memory: copied to the GPU ahead of their turn, through two buffers.
+
+While one block runs, the weights of those after it are on their way on a stream of their own. The copies go on from the
+end of one pass to the beginning of the next, so a pass that takes longer than its copies loses no time by them: a chunk
+of a few thousand tokens does, a single token waits for every byte.
+
+Between passes a block's tensors are those in the host's memory: what saves or looks at the model finds its values.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sh2.errors import Sh2Error
+from sh2.fp8 import InputProjection
+
+_ALIGNED = 256  # bytes: where a tensor begins in a buffer
+
+
+class Ring:
+    """Two buffers on a device: one for the even, one for the odd of the streamed blocks, each in turn."""
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        """Move the blocks' tensors into page-locked memory, and start to copy the first two.
+
+        Args:
+            blocks: on the CPU, in the order in which they run.
+            device: where they run; on a CPU the copies are made at once, which is for tests.
+        """
+        self.device = device
+        self.streams = torch.get_device_module(device)
+        # torch's stand-ins for a CPU have the same methods, and other types
+        self.copying: Any = torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()
+        # made outside of inference mode, buffers can be written in it and out of it
+        with torch.inference_mode(False), torch.no_grad():
+            cargoes = [_Cargo(block, pinned=device.type == "cuda") for block in blocks]
+            size = max(cargo.host.numel() for cargo in cargoes)
+            self.slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(2)]
+            self.cargoes = cargoes
+            for turn, cargo in enumerate(cargoes):
+                cargo.bind(self.slots[turn % 2].buffer)
+        # the buffers' memory may have been that of something still in use
+        self.copying.wait_stream(self.streams.current_stream(device))
+        self.running: int | None = None
+        for turn, block in enumerate(blocks):
+            block.register_forward_pre_hook(lambda *_, turn=turn: self._begin(turn))
+            block.register_forward_hook(lambda *_, turn=turn: self._end(turn), always_call=True)
+        for turn in range(min(2, len(blocks))):
+            self._fetch(turn)
+
+    def _fetch(self, turn: int) -> None:
+        """Queue the copy of a block into its buffer, behind whatever still reads the buffer."""
+        slot, cargo = self.slots[turn % 2], self.cargoes[turn]
+        with self.streams.stream(self.copying):
+            self.copying.wait_event(slot.used)
+            slot.buffer[: cargo.host.numel()].copy_(cargo.host, non_blocking=True)
+            slot.filled.record(self.copying)
+        slot.turn = turn
+
+    def _begin(self, turn: int) -> None:
+        """Wait for the block's weights, and let it see them."""
+        slot, cargo = self.slots[turn % 2], self.cargoes[turn]
+        cargo.check()
+        if slot.turn != turn:  # the last pass was given up
+            self._fetch(turn)
+        self.streams.current_stream(self.device).wait_event(slot.filled)
+        cargo.show()
+        self.running = turn
+
+    def _end(self, turn: int) -> None:
+        """Take the block's weights from its sight, and queue the next ones of its buffer."""
+        if self.running != turn:  # it did not begin
+            return
+        self.running = None
+        slot = self.slots[turn % 2]
+        self.cargoes[turn].hide()
+        slot.used.record(self.streams.current_stream(self.device))
+        following = turn + 2
+        self._fetch(following if following < len(self.cargoes) else turn % 2)
+
+
+class _Slot:
+    """A buffer, whose weights it holds or will hold, and when it was filled and last read."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.turn = buffer, -1
+        event: Any = torch.cuda.Event if buffer.is_cuda else torch.cpu.Event
+        self.filled, self.used = event(), event()
+
+
+class _Cargo:
+    """All tensors of a block, in one piece of the host's memory."""
+
+    def __init__(self, block: nn.Module, *, pinned: bool) -> None:
+        block.requires_grad_(False)
+        self.tensors = list(chain(block.parameters(), block.buffers()))
+        self.projections = [module for module in block.modules() if isinstance(module, InputProjection)]
+        size = sum(map(_aligned, self.tensors))
+        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.at_host = self._views(self.host)
+        for tensor, view in zip(self.tensors, self.at_host, strict=True):
+            view.copy_(tensor)
+        self.hide()
+
+    def bind(self, buffer: Tensor) -> None:
+        """Choose the buffer that the tensors will be copied to."""
+        self.at_device = self._views(buffer)
+
+    def show(self) -> None:
+        """Let the block see its tensors in the buffer."""
+        for tensor, view in zip(self.tensors, self.at_device, strict=True):
+            tensor.data = view
+
+    def hide(self) -> None:
+        """Let the block's tensors be those in the host's memory."""
+        for tensor, view in zip(self.tensors, self.at_host, strict=True):
+            tensor.data = view
+        for projection in self.projections:
+            projection.forget()
+
+    def check(self) -> None:
+        """Refuse a model whose tensors are no longer those that are copied.
+
+        Raises:
+            Sh2Error: the model was cast or moved.
+        """
+        if any(tensor.data_ptr() != view.data_ptr() for tensor, view in zip(self.tensors, self.at_host, strict=True)):
+            raise Sh2Error("a model that is streamed from the host's memory cannot be cast or moved").hint(
+                "give its dtype when it is loaded: `sh2.load(..., dtype=...)`, or --precision"
+            )
+
+    def _views(self, buffer: Tensor) -> list[Tensor]:
+        ends = list(accumulate(map(_aligned, self.tensors)))
+        return [
+            buffer[end - _aligned(tensor) :][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for end, tensor in zip(ends, self.tensors, strict=True)
+        ]
+
+
+def _aligned(tensor: Tensor) -> int:
+    """The bytes of a tensor and of the gap behind it."""
+    return -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+
+
+def stream(blocks: nn.ModuleList, turns: Sequence[int], device: torch.device) -> None:
+    """Let the blocks with these numbers, which are on the CPU, run on a device."""
+    if turns:
+        Ring([blocks[turn] for turn in turns], device)

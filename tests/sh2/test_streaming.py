@@ -1,0 +1,104 @@
+"""The ring through which weights pass: what a block sees while it runs, and what everybody else sees."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sh2.errors import Sh2Error
+from sh2.fp8 import InputProjection
+from sh2.model import StripedHyena2
+from sh2.streaming import Ring
+from tests.sh2.models import TINY
+
+CPU = torch.device("cpu")
+IDS_BL = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(1))
+TURNS = [1, 2, 4, 5, 7]
+
+
+def two(layout: str = "SML*SML*", **options: object) -> tuple[StripedHyena2, StripedHyena2]:
+    config = replace(TINY, layout=layout, **options)  # type: ignore[arg-type]
+    return StripedHyena2(config, seed=1).eval(), StripedHyena2(config, seed=1).eval()
+
+
+def ring_of(model: StripedHyena2) -> Ring:
+    return Ring([model.blocks[turn] for turn in TURNS], CPU)
+
+
+@torch.inference_mode()
+def logits(model: StripedHyena2) -> Tensor:
+    return model(IDS_BL)[0]
+
+
+def test_a_block_runs_on_what_lies_in_its_buffer_and_shows_the_host_s_otherwise() -> None:
+    whole, model = two()
+    ring = ring_of(model)
+    seen: list[int] = []
+
+    def look(turn: int) -> None:
+        slot = ring.slots[turn % 2]
+        begin = slot.buffer.data_ptr()
+        for tensor in ring.cargoes[turn].tensors:
+            assert begin <= tensor.data_ptr() < begin + slot.buffer.nbytes
+        seen.append(turn)
+
+    for turn, layer in enumerate(TURNS):
+        model.blocks[layer].mixer.register_forward_pre_hook(lambda *_, turn=turn: look(turn))
+    for _ in range(3):
+        assert torch.equal(logits(model), logits(whole))
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name]), name
+    assert seen == [0, 1, 2, 3, 4] * 3
+
+
+def test_every_pass_copies_every_block_again() -> None:
+    whole, model = two()
+    ring = ring_of(model)
+    logits(model)
+    for turn in (2, 3):  # neither lies in a buffer now: a copy that is left out would show
+        ring.cargoes[turn].host.zero_()
+        for tensor in whole.blocks[TURNS[turn]].state_dict().values():
+            tensor.zero_()
+    assert torch.equal(logits(model), logits(whole))
+
+
+def test_a_pass_that_was_given_up_leaves_no_block_with_the_weights_of_another() -> None:
+    whole, model = two()
+    ring_of(model)
+    for layer in (3, 5):  # one that stays, one that is streamed
+        handle = model.blocks[layer].feed_forward.register_forward_pre_hook(out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            logits(model)
+        handle.remove()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name]), name
+        assert torch.equal(logits(model), logits(whole))
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("no room")
+
+
+def test_weights_in_fp8_are_those_of_the_model_and_are_not_kept() -> None:
+    whole, model = two(fp8_input_projections=True)
+    for one in (whole, model):
+        one.use_precision("fp8-emulated")
+    ring_of(model)
+    for _ in range(2):
+        assert torch.equal(logits(model), logits(whole))
+    kept = [
+        layer
+        for layer, block in enumerate(model.blocks)
+        if isinstance(block.mixer.input, InputProjection) and block.mixer.input._kept is not None
+    ]
+    assert kept == [0, 6]  # of those that stay and have a projection in FP8
+
+
+def test_gradients_are_not_kept_and_a_cast_is_refused() -> None:
+    _, model = two()
+    ring_of(model)
+    assert not any(parameter.requires_grad for turn in TURNS for parameter in model.blocks[turn].parameters())
+    with pytest.raises(Sh2Error, match="streamed from the host's memory cannot be cast or moved"):
+        logits(model.bfloat16())
+    assert model.blocks[1].mixer.output.weight.dtype is torch.bfloat16  # and is left as it was made
