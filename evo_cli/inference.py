@@ -39,7 +39,12 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.")
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda or cuda:N. all, or cuda:0,cuda:2: a copy of the model on each GPU."
+        " cuda:0+cuda:1: one model over both. cuda:0+cpu: what does not fit the GPU is streamed to it.",
+    ),
 ]
 PrecisionOption = Annotated[
     Precision,
@@ -66,24 +71,18 @@ def warn(message: str) -> None:
 
 
 def load_model(name: str, device: str, precision: Precision, backend: BackendName) -> "StripedHyena2":
-    """Load a model for inference.
+    """Load a model for inference, once.
 
     Raises:
-        Sh2Error: the model cannot be read, the device is not there, or the backend cannot run the model on it.
+        Sh2Error: the model cannot be read, a device is not there, several copies are asked for, or the backend cannot
+            run the model.
     """
-    import torch
-
-    import sh2
-
-    where = resolve_device(device)
-    own = torch.float32 if where == "cpu" else None
-    dtype = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}.get(precision, own)
-    model = sh2.load(name, device=where, dtype=dtype).use_precision(precision).use_backend(backend)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
-    say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {where}")
-    say_precision(model, chosen=precision is not Precision.AUTO)
-    return model
+    where, *others = resolve_devices(device)
+    if others:
+        raise Sh2Error(f"this command runs one copy of the model, not one on each of `{device}`").hint(
+            "use auto, cpu, cuda or cuda:N"
+        )
+    return _load(where, name, precision, backend)
 
 
 def open_replicas(name: str, device: str, precision: Precision, backend: BackendName) -> "Replicas":
@@ -96,7 +95,39 @@ def open_replicas(name: str, device: str, precision: Precision, backend: Backend
 
     from sh2.replicas import Replicas
 
-    return Replicas(partial(load_model, name, precision=precision, backend=backend), [device])
+    devices = resolve_devices(device)
+    if len(devices) > 1:
+        say(f"{len(devices)} copies of the model, on {', '.join(devices)}")
+    return Replicas(partial(_load, name=name, precision=precision, backend=backend), devices)
+
+
+def _load(where: str, name: str, precision: Precision, backend: BackendName) -> "StripedHyena2":
+    import torch
+
+    import sh2
+
+    own = torch.float32 if where.startswith("cpu") else None
+    dtype = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}.get(precision, own)
+    model = sh2.load(name, device=where, dtype=dtype)
+    home = model.embedding.weight.device
+    if home.type == "cuda":  # whatever is allocated without a word on where it should be
+        torch.cuda.set_device(home)
+    model.use_precision(precision).use_backend(backend)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
+    say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {_spread(model, where)}")
+    say_precision(model, chosen=precision is not Precision.AUTO)
+    return model
+
+
+def _spread(model: "StripedHyena2", where: str) -> str:
+    """The device of a model, or how many of its blocks each of several keeps."""
+    from collections import Counter
+
+    if "+" not in where:
+        return where
+    kept = Counter(str(block.mixer_norm.scale.device) for block in model.blocks)
+    return f"{where} (blocks: {', '.join(f'{count} on {device}' for device, count in kept.items())})"
 
 
 def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
@@ -156,6 +187,36 @@ def resolve_device(device: str) -> str:
             "run `evo doctor`, or use --device cpu"
         )
     return device
+
+
+def resolve_devices(text: str) -> list[str]:
+    """Turn what `--device` says into the places of the model's copies, each as `sh2.load` takes it.
+
+    Raises:
+        Sh2Error: a device does not exist on this machine or is asked for twice, or copies would differ in kind.
+    """
+    import torch
+
+    from sh2.placement import parse_devices
+
+    if text == "all":
+        if not torch.cuda.is_available():
+            raise Sh2Error("there is no GPU for `--device all`").hint("run `evo doctor`, or use --device cpu")
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    copies = [copy.strip() for copy in text.split(",")]
+    if len(copies) == 1 and "+" not in text:
+        return [resolve_device(*copies)]
+    devices = [device for copy in copies for device in parse_devices(copy)]
+    for device in devices:
+        resolve_device(str(device))
+    gpus = [device.index or 0 for device in devices if device.type == "cuda"]
+    if len(set(gpus)) < len(gpus):
+        raise Sh2Error(f"`--device {text}` names a GPU twice").hint("a GPU runs one copy of a model, or a part of one")
+    if gpus and any(parse_devices(copy)[0].type == "cpu" for copy in copies):
+        raise Sh2Error(f"`--device {text}` mixes GPUs and the CPU, which round differently").hint(
+            "use GPUs alone: all, or cuda:0,cuda:1"
+        )
+    return copies
 
 
 def memory_bytes(device: str) -> int:
