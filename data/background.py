@@ -11,8 +11,8 @@ A drawn variant is of the same kind as its model, which is first cut to the base
 Places are drawn without repetition from the whole window, those apart that the model itself touches, those where the
 reference is not A, C, G or T, and those where the outcome would be the model's own or that of a place drawn before (an
 insertion into the same repeat).
-The draw depends on the seed, the reference's name of the contig, the position, REF and ALT and on nothing else: it is
-the same whatever is scored before, beside or on whichever machine, and more variants only continue fewer. Its random
+The draw depends on the window and on the seed, the reference's name of the contig, the position, REF and ALT: it is the
+same whatever is scored before or beside and on whichever machine, and more variants only continue fewer. Its random
 bits are SHAKE-128 of these, which no version of a library changes.
 """
 

@@ -7,13 +7,12 @@ BED12 line stands for its whole span, not for its blocks. Whether a contig exist
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.bgzip import refuse_cut_bgzip
 from data.errors import DataError
 from data.intervals import Interval
 from data.lines import numbered_lines
-from data.source import STDIN, Source
+from data.source import Source
 
 _LONGEST_POSITION = 18
 _STRANDS = ("+", "-", ".")
@@ -46,25 +45,6 @@ def read_bed(path: str | os.PathLike[str]) -> Iterator[BedInterval]:
         if not found:
             lack = "the file is empty" if not source.head else "every line is empty, a comment or a track line"
             raise DataError(f"{source.name}: no region: {lack}").hint("a region is a line CONTIG START END")
-
-
-def read_regions(text: str) -> Iterator[BedInterval]:
-    """What a user names as regions: `contig:first-last` (see `Interval.parse`), or a BED file (see `read_bed`).
-
-    A file of that name goes first. Raises DataError for what is neither.
-    """
-    if text == str(STDIN) or Path(text).exists():
-        yield from read_bed(text)
-        return
-    try:
-        interval = Interval.parse(text)
-    except DataError as error:
-        if ":" in text:
-            raise
-        raise DataError(f"{text}: no such BED file, and not a region contig:first-last").hint(
-            "write for example regions.bed or chr17:41,276,045-41,276,132 (1-based, both ends included)"
-        ) from error
-    yield BedInterval(interval=interval)
 
 
 def _region(line: bytes, where: str) -> BedInterval | None:

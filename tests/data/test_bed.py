@@ -8,7 +8,7 @@ from pathlib import Path
 import pysam
 import pytest
 
-from data.bed import BedInterval, read_bed, read_regions
+from data.bed import BedInterval, read_bed
 from data.errors import DataError
 from data.intervals import Interval
 
@@ -105,26 +105,3 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_reading_is_lazy(tmp_path: Path) -> None:
     stream = read_bed(write(tmp_path / "a.bed", "chr1\t0\t10\nbroken\n"))
     assert next(stream) == BedInterval(interval=Interval("chr1", 0, 10))
-
-
-def test_regions_are_a_file_or_a_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "a.bed", ROWS)
-    assert list(read_regions(str(path))) == list(read_bed(path))
-    write(tmp_path / "chr1:2-5", "chr9\t0\t1\n")
-    assert [str(one.interval) for one in read_regions("chr1:2-5")] == ["chr9:1-1"]
-    assert list(read_regions("chr1:1,002-1,005")) == [BedInterval(interval=Interval("chr1", 1001, 1005))]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("none.bed", "none.bed: no such BED file, and not a region contig:first-last"),
-        ("chr1:5-2", "region 'chr1:5-2': 1 <= first <= last must hold, got first 5 and last 2"),
-        ("chr1:5", "region 'chr1:5' is not of the form contig:first-last"),
-    ],
-)
-def test_what_is_neither_file_nor_region(text: str, message: str) -> None:
-    with pytest.raises(DataError) as caught:
-        list(read_regions(text))
-    assert str(caught.value) == message
