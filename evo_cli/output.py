@@ -27,13 +27,18 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
             raise DataError("standard output is closed").hint("give a file with `-o`")
         yield sys.stdout
         sys.stdout.flush()
-    elif path.exists() and not path.is_file():
+    elif is_stream(path):
         with path.open("w", encoding="utf-8") as stream:
             yield stream
     else:
         # through a link, to the file that it names
         with replacing(path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as stream:
             yield stream
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is `-`, a device or a pipe: what is written there cannot be taken back or gone on with."""
+    return path == _STDOUT or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None]) -> None:
@@ -44,7 +49,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | 
     """
     taken = {os.path.realpath(path): "an input" for path in inputs if path is not None and os.path.isfile(path)}
     for path in outputs:
-        if path is None or path == _STDOUT or (path.exists() and not (path.is_file() or path.is_dir())):
+        if path is None or is_stream(path):
             continue
         if path.is_dir():
             raise DataError(f"{path}: is a folder, not a file to write").hint("name a file in it")

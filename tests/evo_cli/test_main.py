@@ -49,7 +49,7 @@ def test_importing_sh2_or_asking_for_help_loads_nothing_heavy(module: str) -> No
     ("arguments", "code", "message"),
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["score"], 2, "Missing argument 'INPUT'"),
+        (["score", "--model", "m"], 2, "is missing: give sequences, or variants with --reference"),
         (["generate", "--model", "m"], 2, "give either --prompt TEXT or --prompts FASTA"),
         (
             ["generate", "--model", "m", "--prompt", "A", "--length", "0"],

@@ -79,7 +79,7 @@ def test_plain_numbers_of_a_model_trained_in_fp8_are_marked_everywhere(
         f"warning: the model was trained with FP8 input projections: in {precision} its numbers are wrong, and every"
         f" output says precision={mark}; auto takes them"
     ]
-    assert result.stdout.splitlines()[0].endswith("\tbits_per_base\tprecision")
+    assert result.stdout.splitlines()[0].endswith("\tperplexity\tprecision")
     assert [row["precision"] for row in rows(result.stdout)] == [mark] * 3
     assert {row["precision"] for row in rows(bases.read_text())} == {mark}
 

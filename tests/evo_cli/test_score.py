@@ -40,7 +40,9 @@ def test_a_row_a_record_with_the_scores_of_the_library(tmp_path: Path, model_fol
     fasta.write_text(">one first\nACGTACGTAA\nGGT\n>empty\n>two\nacgtnnuu\n>single\nG\n")
     result = evo("score", fasta, "--model", model_folder)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0] == "record\tlength\tlog_likelihood\tmean_log_likelihood\tbits_per_base"
+    assert result.stdout.splitlines()[0] == (
+        "record\tlength\tlog_likelihood\tmean_log_likelihood\tbits_per_base\tperplexity"
+    )
     table = rows(result.stdout)
     assert [(row["record"], row["length"]) for row in table] == [
         ("one", "13"),
