@@ -1,18 +1,12 @@
 """`evo eval`: how well a model predicts held-out DNA, and the baselines it has to beat."""
 
-from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from data.store import TokenStore
 
 evaluate = typer.Typer(
     no_args_is_help=True,
@@ -20,13 +14,23 @@ evaluate = typer.Typer(
     help="Measure a model on held-out DNA, and the baselines it has to beat.",
 )
 
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE.h5", help="A token store of `evo prepare`.")]
-SplitOption = Annotated[str, typer.Option("--split", help="What to measure on: train, valid or test.")]
+InputArgument = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="A token store of `evo prepare`, or FASTA or GenBank; `-` is stdin.")
+]
+SplitOption = Annotated[str, typer.Option("--split", help="What to measure on of a store: train, valid or test.")]
+
+
+class Strands(StrEnum):
+    """Which strands are read."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+    BOTH = "both"
 
 
 @evaluate.command()
 def perplexity(
-    store: StoreArgument,
+    input: InputArgument,
     model: ModelOption,
     split: SplitOption = "valid",
     context: Annotated[
@@ -35,79 +39,97 @@ def perplexity(
     stride: Annotated[
         int | None, typer.Option("--stride", min=1, help="Step from window to window; half the context by default.")
     ] = None,
+    strand: Annotated[Strands, typer.Option("--strand", help="Which way to read.")] = Strands.FORWARD,
+    dynamic: Annotated[
+        float, typer.Option("--dynamic", metavar="LR", help="Go on learning from what was read, at this rate.")
+    ] = 0.0,
+    mirror: Annotated[bool, typer.Option("--mirror", help="With --dynamic, learn from the other strand too.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the bits along the bases.")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
 ) -> None:
-    """Print a model's bits per base on a split of a store, as TSV.
+    """Print a model's bits per base, on a split of a store or on the records of a file, as TSV: a row a strand.
 
-    Every A, C, G and T of the split is predicted once, with at least context - stride bases before it; soft-masked
-    bases count like others. `evo eval markov` measures on the same bases.
+    Every A, C, G and T is predicted once, with at least context - stride bases before it; soft-masked bases count like
+    others. `evo eval markov` measures on the same bases.
+
+    With --dynamic the weights move after every window, as a compressor's counts do: a base is still predicted by what
+    comes before it alone. It runs in fp32 (bf16 products over fp32 weights on a GPU); the model's file stays as it is.
 
     \b
     Examples:
       evo eval perplexity genome.h5 --model run/model
-      evo eval perplexity genome.h5 --model run/model --split test --context 8192
+      evo eval perplexity genome.fa --model run/model --context 8192 --strand both
+      evo eval perplexity genome.fa --model run/model --dynamic 1e-3 --mirror --plot bits.png
     """
-    import math
-
-    import numpy as np
-
-    from data.sequence import IS_BASE, to_upper_dna
-    from data.store import TokenStore
+    from evo_cli.held_out import Reading, Strand, measure, plot_bits, read_stretches
     from evo_cli.inference import load_model, precision_mark
-    from evo_cli.progress import progress_bar
-    from sh2.perplexity import sliding_log_probs
+    from evo_cli.output import check_outputs
+    from evo_cli.progress import counter
 
-    with TokenStore(store) as opened:
-        stretches = list(_stretches(opened, split))
-        _check_bases(opened, split, stretches)
-        loaded = load_model(model, device, precision, backend)
-        window = context or loaded.config.context
-        step = stride or max(1, window // 2)
-        total, bases, read = 0.0, 0, 0
-        with progress_bar("eval", total=sum(stretch.size for stretch in stretches)) as bar:
-            for stretch in stretches:
-                log_probs = sliding_log_probs(loaded, to_upper_dna(stretch), context=window, stride=step)
-                counted = IS_BASE[stretch]
-                total += float(log_probs[counted].sum(dtype=np.float64))
-                bases += int(counted.sum())
-                read += stretch.size
-                bar.update(read)
+    if not 0 <= dynamic < 1:
+        raise typer.BadParameter(f"must lie in 0..1, not {dynamic:g}", param_hint="--dynamic")
+    if mirror and not dynamic:
+        raise typer.BadParameter("goes with --dynamic", param_hint="--mirror")
+    check_outputs([plot], [input])
+    stretches = read_stretches(input, split)
+    loaded = load_model(model, device, Precision.FP32 if dynamic else precision, backend)
+    window = context or loaded.config.context
+    reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror)
+    chosen = list(Strand) if strand is Strands.BOTH else [Strand(strand)]
+    with counter("eval", total=len(chosen) * sum(stretch.size for stretch in stretches)) as advance:
+        found = {one: measure(loaded, stretches, one, reading, advance) for one in chosen}
+    if plot is not None:
+        plot_bits({str(one): bits for one, bits in found.items()}, plot, title=f"{input}, {model}")
     mark = precision_mark(loaded)
-    typer.echo("model\tsplit\tbases\tcontext\tstride\tbits_per_base" + ("\tprecision" if mark else ""))
-    cells = [model, split, bases, window, step, f"{-total / bases / math.log(2):.4f}", *([mark] if mark else [])]
-    typer.echo("\t".join(map(str, cells)))
+    header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tbits_per_base"
+    typer.echo(header + ("\tprecision" if mark else ""))
+    for one, bits in found.items():
+        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}"]
+        typer.echo("\t".join(map(str, [*cells, f"{bits.per_base:.4f}", *([mark] if mark else [])])))
 
 
 @evaluate.command()
 def markov(
-    store: StoreArgument,
+    input: InputArgument,
     order: Annotated[list[int] | None, typer.Option("--order", min=0, help="Order; may be given again.")] = None,
     split: SplitOption = "valid",
+    train: Annotated[
+        Path | None, typer.Option("--train", help="What to count on: a store's train split, or a FASTA file.")
+    ] = None,
 ) -> None:
-    """Print the bits per base of static Markov models on a split of a store, as TSV.
+    """Print the bits per base of static Markov models, as TSV.
 
-    Counts are taken on both strands of the train split, with one pseudo-count; nothing is learned on the way. Orders
-    1 to 8 if none is given.
+    Counts are taken on both strands of --train (of the store itself by default), with one pseudo-count; nothing is
+    learned on the way. Orders 1 to 8 if none is given.
 
     \b
     Examples:
       evo eval markov genome.h5
-      evo eval markov genome.h5 --order 3 --split test
+      evo eval markov genome.fa --train others.fa --order 11
     """
     from data.markov import MAX_ORDER, markov_bits_per_base
-    from data.store import TokenStore
+    from data.sequence import IS_BASE
+    from evo_cli.held_out import is_store, read_stretches
 
-    with TokenStore(store) as opened:
-        tested = list(_stretches(opened, split))
-        bases = _check_bases(opened, split, tested)
-        if order and max(order) > MAX_ORDER:
-            raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
-        typer.echo("model\tsplit\tbases\tbits_per_base")
-        for one in order or range(1, 9):
-            bits = markov_bits_per_base(_stretches(opened, "train"), tested, one)
-            typer.echo(f"markov-{one}\t{split}\t{bases}\t{bits:.4f}")
+    if order and max(order) > MAX_ORDER:
+        raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
+    if train is None and not is_store(input):
+        raise typer.BadParameter(f"{input} has no train split: say what to count on", param_hint="--train")
+    tested = read_stretches(input, split)
+    counted = read_stretches(train or input, "train")
+    bases = sum(int(IS_BASE[stretch].sum()) for stretch in tested)
+    typer.echo("model\tsplit\tbases\tbits_per_base")
+    for one in order or range(1, 9):
+        bits = markov_bits_per_base(counted, tested, one)
+        typer.echo(f"markov-{one}\t{_split(input, split)}\t{bases}\t{bits:.4f}")
+
+
+def _split(input: Path, split: str) -> str:
+    from evo_cli.held_out import is_store
+
+    return split if is_store(input) else "all"
 
 
 @evaluate.command()
@@ -156,38 +178,3 @@ def variants(
         typer.echo("\t".join(row))
     if matched.unscored:
         say(f"{matched.unscored:,} labelled alleles have no score")
-
-
-def _stretches(store: "TokenStore", split: str) -> "Iterator[NDArray[np.uint8]]":
-    """The bases of a split, one contiguous stretch of a record at a time.
-
-    Raises:
-        DataError: there is no such split, or nothing in it.
-    """
-    from data.errors import DataError
-    from data.store import Split
-
-    if split not in list(Split):
-        raise DataError(f"unknown split `{split}`").hint(f"known splits: {', '.join(Split)}")
-    segments = store.segments(split)
-    if not len(segments):
-        raise DataError(f"{store.path}: the {split} split is empty").hint("prepare the store with a larger fraction")
-    for segment in segments:
-        yield store.read(int(segment["start"]), int(segment["end"]))
-
-
-def _check_bases(store: "TokenStore", split: str, stretches: "list[NDArray[np.uint8]]") -> int:
-    """Count the A, C, G and T of a split.
-
-    Raises:
-        DataError: there are none.
-    """
-    from data.errors import DataError
-    from data.sequence import IS_BASE
-
-    bases = sum(int(IS_BASE[stretch].sum()) for stretch in stretches)
-    if not bases:
-        raise DataError(f"{store.path}: the {split} split holds no A, C, G or T").hint(
-            "prepare the store with a larger fraction, or from other sequences"
-        )
-    return bases

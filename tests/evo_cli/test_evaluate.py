@@ -66,3 +66,75 @@ def test_a_split_that_is_not_there_is_named(store: Path, arguments: list[str], m
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("eval") / "two.fa"
+    path.write_text(f">a\n{GENOME[:250]}\n>b\n{GENOME[250:280].lower()}NN{GENOME[280:400]}\n>empty\n")
+    return path
+
+
+GENOME = "".join(np.random.default_rng(4).choice(list("ACGT"), size=400))
+
+
+@pytest.mark.parametrize("learn", [[], ["--dynamic", "0.003", "--mirror"]])
+def test_records_of_a_file_on_both_strands_with_a_picture(
+    tmp_path: Path, fasta: Path, model_folder: Path, learn: list[str]
+) -> None:
+    picture = tmp_path / "bits.png"
+    result = evo(
+        *("eval", "perplexity", fasta, "--model", model_folder, "--context", 64, "--strand", "both"),
+        *("--plot", picture, *learn),
+    )
+    assert result.returncode == 0, result.stderr
+    table = rows(result.stdout)
+    assert [(row["split"], row["strand"], row["bases"]) for row in table] == [
+        ("all", "forward", "400"),
+        ("all", "reverse", "400"),
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    records = [GENOME[:250], GENOME[250:280] + "NN" + GENOME[280:400]]
+    turned = [text[::-1].translate(str.maketrans("ACGT", "TGCA")) for text in reversed(records)]
+    model = sh2.load(model_folder)
+    for row, texts in zip(table, (records, turned), strict=True):
+        bits = [-sliding_log_probs(model, text, context=64) / math.log(2) for text in texts]
+        true = [np.array([base != "N" for base in text]) for text in texts]
+        want = sum(one[mask].sum() for one, mask in zip(bits, true, strict=True)) / 400
+        if learn:
+            assert float(row["bits_per_base"]) < want - 1, "a model of 9 bits a base learns fast"
+            assert row["dynamic"] == "0.003"
+        else:
+            assert float(row["bits_per_base"]) == pytest.approx(want, abs=2e-4)
+
+
+def test_the_strands_are_learned_apart(fasta: Path, model_folder: Path) -> None:
+    common = ("eval", "perplexity", fasta, "--model", model_folder, "--context", 64, "--dynamic", "0.003")
+    both = rows(evo(*common, "--strand", "both").stdout)
+    (alone,) = rows(evo(*common, "--strand", "reverse").stdout)
+    assert alone == both[1]
+
+
+def test_markov_counts_on_another_file(tmp_path: Path, fasta: Path) -> None:
+    other = tmp_path / "train.fa"
+    other.write_text(f">x\n{GENOME[::-1]}\n")
+    result = evo("eval", "markov", fasta, "--train", other, "--order", 2)
+    (row,) = rows(result.stdout)
+    tested = [np.frombuffer(text.encode(), np.uint8) for text in (GENOME[:250], GENOME[250:280] + "NN" + GENOME[280:])]
+    want = markov_bits_per_base([np.frombuffer(GENOME[::-1].encode(), np.uint8)], tested, 2)
+    assert (row["split"], row["bases"]) == ("all", "400")
+    assert float(row["bits_per_base"]) == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["markov"], "has no train split: say what to count on"),
+        (["perplexity", "-m", "x", "--mirror"], "goes with --dynamic"),
+        (["perplexity", "-m", "x", "--dynamic", "1"], "must lie in 0..1, not 1"),
+    ],
+)
+def test_options_that_do_not_fit(fasta: Path, words: list[str], message: str) -> None:
+    result = evo("eval", words[0], fasta, *words[1:])
+    assert result.returncode == 2
+    assert message in result.stderr

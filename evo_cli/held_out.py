@@ -1,0 +1,176 @@
+"""Sequences to measure on, and a model's bits per base of them: either strand, as it is or learning on the way."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+from data.reader import read_records
+from data.sequence import IS_BASE, reverse_complement, to_upper_dna
+from data.store import Split, TokenStore
+
+if TYPE_CHECKING:
+    from sh2.model import StripedHyena2
+
+Bases = NDArray[np.uint8]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_BINS = 400
+
+
+class Strand(StrEnum):
+    """Which way a sequence is read."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+
+
+def read_stretches(path: Path, split: str) -> list[Bases]:
+    """The bases of a split of a token store, or of all records of a FASTA or GenBank file, a contiguous stretch each.
+
+    Raises:
+        DataError: there is no such split, or no A, C, G or T in what is read.
+    """
+    if is_store(path):
+        with TokenStore(path) as store:
+            stretches = list(_of_store(store, split))
+        what = f"the {split} split holds"
+    else:
+        stretches = [np.frombuffer(record.sequence, dtype=np.uint8) for record in read_records(path)]
+        what = "its records hold"
+    if not sum(int(IS_BASE[stretch].sum()) for stretch in stretches):
+        raise DataError(f"{path}: {what} no A, C, G or T").hint(
+            "prepare the store with a larger fraction, or from other sequences"
+        )
+    return [stretch for stretch in stretches if stretch.size]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file is HDF5, as token stores are."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(_HDF5)) == _HDF5
+
+
+def _of_store(store: TokenStore, split: str) -> Iterator[Bases]:
+    if split not in list(Split):
+        raise DataError(f"unknown split `{split}`").hint(f"known splits: {', '.join(Split)}")
+    segments = store.segments(split)
+    if not len(segments):
+        raise DataError(f"{store.path}: the {split} split is empty").hint("prepare the store with a larger fraction")
+    for segment in segments:
+        yield store.read(int(segment["start"]), int(segment["end"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How sequences are read: windows of `context` tokens, `stride` of them new; lr above 0 learns on the way, with
+    `mirror` from the other strand of what was read too."""
+
+    context: int
+    stride: int
+    lr: float = 0.0
+    mirror: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bits:
+    """Bits of the A, C, G and T of sequences, in the order they were read in."""
+
+    total: float
+    bases: int
+    curve: NDArray[np.float64]  # bits per base of so many equal parts
+
+    @property
+    def per_base(self) -> float:
+        return self.total / self.bases
+
+
+def measure(
+    model: "StripedHyena2", stretches: list[Bases], strand: Strand, reading: Reading, progress: Callable[[int], None]
+) -> Bits:
+    """Predict every base of the stretches in turn; a model that learns comes out as it was."""
+    turn = bytes if strand is Strand.FORWARD else reverse_complement
+    bits: list[NDArray[np.float32]] = []
+    with _restored(model, changes=reading.lr > 0):
+        for stretch in stretches if strand is Strand.FORWARD else reversed(stretches):
+            text = np.frombuffer(turn(stretch.tobytes()), dtype=np.uint8)
+            log_probs = _log_probs(model, to_upper_dna(text), reading, progress)
+            bits.append(log_probs[IS_BASE[text]] / -math.log(2))
+    all_bits = np.concatenate(bits)
+    parts = np.array_split(all_bits, min(_BINS, len(all_bits)))
+    return Bits(
+        total=float(all_bits.sum(dtype=np.float64)),
+        bases=len(all_bits),
+        curve=np.array([part.mean() for part in parts]),
+    )
+
+
+def _log_probs(
+    model: "StripedHyena2", text: Bases, reading: Reading, progress: Callable[[int], None]
+) -> NDArray[np.float32]:
+    from sh2.dynamic import dynamic_log_probs
+    from sh2.perplexity import sliding_log_probs
+
+    if not reading.lr:
+        return sliding_log_probs(model, text, context=reading.context, stride=reading.stride, progress=progress)
+    import torch
+
+    on_gpu = model.embedding.weight.is_cuda
+    return dynamic_log_probs(
+        model,
+        text,
+        context=reading.context,
+        stride=reading.stride,
+        lr=reading.lr,
+        mirror=_mirror if reading.mirror else None,
+        autocast=torch.bfloat16 if on_gpu else None,
+        progress=progress,
+    )
+
+
+def _mirror(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    return reverse_complement(ids.astype(np.uint8)).astype(np.int64)
+
+
+@contextmanager
+def _restored(model: "StripedHyena2", *, changes: bool) -> Iterator[None]:
+    """Give the model its weights back in the end, if they change."""
+    before = {name: value.clone() for name, value in model.state_dict().items()} if changes else {}
+    try:
+        yield
+    finally:
+        if changes:
+            model.load_state_dict(before)
+
+
+def plot_bits(curves: dict[str, Bits], picture: Path, *, title: str) -> None:
+    """Draw bits per base along the sequences, and the mean of all before; atomically, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from data.atomic import replacing
+
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (name, bits), colour in zip(curves.items(), ("#3b6ea5", "#d1602f"), strict=False):
+        x = (np.arange(len(bits.curve)) + 0.5) * bits.bases / len(bits.curve) / 1e3
+        axes.plot(x, bits.curve, color=colour, lw=0.7, alpha=0.45)
+        running = bits.curve.cumsum() / np.arange(1, len(bits.curve) + 1)
+        axes.plot(x, running, color=colour, lw=1.6, label=f"{name}: {bits.per_base:.4f}, mean of all before")
+    axes.axhline(2.0, color="#333333", lw=0.8, ls=":", label="2 bits: four equal bases")
+    axes.set(xlabel="bases read, kb", ylabel="bits per base")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
+    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
+    with replacing(picture.resolve()) as temporary:
+        figure.savefig(temporary, format="png")
