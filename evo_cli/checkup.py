@@ -6,17 +6,22 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evo_cli.inference import memory_bytes
+
+if TYPE_CHECKING:
+    from sh2.config import ModelConfig
 
 _GIB = 2**30
 _NEEDED = ("torch", "numpy", "h5py", "pyfaidx", "biopython", "pysam", "safetensors", "huggingface_hub", "matplotlib")
 _OPTIONAL = {"tensorboard": "TensorBoard logs in `evo train`"}
 _LEAST_FREE = 5 * _GIB
+_WEIGHTS = 0.75  # of a device's memory: the rest is for states, activations and the rest of the machine
 
 
 class Level(StrEnum):
@@ -161,25 +166,43 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _models(memory: int) -> Iterator[Finding]:
-    """Which published models fit, at which precision, on the largest device here."""
+    """Which published models fit, at which precision, on which devices."""
     import torch
 
-    from sh2.accounting import weight_bytes
     from sh2.presets import PUBLISHED
 
-    on_gpu = torch.cuda.is_available()
-    room = max(
-        (torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=memory
-    )
-    precision = "bf16" if on_gpu else "fp32"
-    # a quarter of the room is left for states, activations and the rest of the machine
-    fitting = [name for name, config in PUBLISHED.items() if weight_bytes(config, precision) < 0.75 * room]
-    where = "GPU" if on_gpu else "CPU"
-    yield Finding(
-        level=Level.OK,
-        subject="models",
-        text=f"weights that fit the {where} in {precision}: {', '.join(fitting) or 'none of the published ones'}",
-    )
+    gpus = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    precision = "bf16" if gpus else "fp32"
+    fitting: dict[str | None, list[str]] = {}
+    for name, config in PUBLISHED.items():
+        fitting.setdefault(device_for(config, gpus, memory), []).append(name)
+    names = ", ".join(fitting.pop("cuda:0" if gpus else "cpu", [])) or "none of the published ones"
+    where = "GPU" if gpus else "CPU"
+    copies = "; --device all runs one on each" if len(gpus) > 1 else ""
+    text = f"weights that fit {'a' if copies else 'the'} {where} in {precision}: {names}{copies}"
+    yield Finding(level=Level.OK, subject="models", text=text)
+    for device, larger in fitting.items():
+        if device is not None:
+            how = "streamed from the host's memory" if device.endswith("cpu") else "cut by layers"
+            text = f"{how}, with --device {device}: {', '.join(larger)}"
+            yield Finding(level=Level.OK, subject="models", text=text)
+
+
+def device_for(config: "ModelConfig", gpus: Sequence[int], host: int) -> str | None:
+    """The devices, as `--device` takes them, for a model's weights and what comes on top; None if none will do.
+
+    Args:
+        gpus: bytes of memory of each. host: that of the machine.
+    """
+    from sh2.accounting import weight_bytes
+
+    size = weight_bytes(config, "bf16" if gpus else "fp32")
+    if not gpus:
+        return "cpu" if size < _WEIGHTS * host else None
+    for count in range(1, len(gpus) + 1):
+        if size < _WEIGHTS * sum(gpus[:count]):
+            return "+".join(f"cuda:{index}" for index in range(count))
+    return "cuda:0+cpu" if size < _WEIGHTS * (gpus[0] + host) else None
 
 
 def _disk() -> Iterator[Finding]:
