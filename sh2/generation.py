@@ -1,28 +1,31 @@
 """Generation: prompts in, sampled tokens out, one state carried from token to token."""
 
-# B rows (samples of prompts), V vocabulary
+# B prompts, R slots, T tokens to write, V vocabulary
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.chunks import read
 from sh2.constraints import Constraints, History
+from sh2.decoding import Decoder, affordable_rows
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
+from sh2.prompts import key_of, read_prompts
+from sh2.prompts import prefill as prefill
 from sh2.sampling import Sampling, choose, restrict
-from sh2.scoring import batches_of_equal_length, log_probs_of
-from sh2.state import ModelState, join, select
-from sh2.tokens import EOD, Tokens, as_rows, to_batch
+from sh2.scoring import log_probs_of
+from sh2.state import ModelState, select
+from sh2.tokens import EOD, Tokens, as_rows
 
 _SEEDS = 1 << 63
+_WORTH_RECORDING = 256  # tokens to come, for which a step of fewer rows is recorded
 
 
 class End(StrEnum):
@@ -159,7 +162,10 @@ def generate_each(
     options: GenerationOptions,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Generation]:
-    """Like `generate`, but give the samples one by one, holding `max_rows` of them at a time.
+    """Like `generate`, but give the samples one by one, in order.
+
+    At most `max_rows` of them are decoded at a time, fewer where a GPU's memory asks for it; when one ends, the next
+    takes its place. What is held beside are samples that ended before one that comes before them.
 
     Args:
         progress: called with the number of tokens added to all samples, after each step.
@@ -167,14 +173,26 @@ def generate_each(
     Raises:
         Sh2Error: a prompt has an id outside the vocabulary.
     """
-    rows = as_rows(prompts, model.config.vocab_size)
-    jobs = ((prompt, sample) for prompt in range(len(rows)) for sample in range(options.samples))
-    while batch := list(islice(jobs, options.max_rows)):
-        decoder = _Decoder(model, options, [rows[prompt] for prompt, _ in batch], progress)
-        decoder.write(
-            torch.stack([_uniforms(options.seed, rows[prompt], sample, options.length) for prompt, sample in batch])
-        )
-        yield from (decoder.result(place, *job) for place, job in enumerate(batch))
+    jobs = ((prompt, sample) for prompt in range(len(prompts)) for sample in range(options.samples))
+    return generate_jobs(model, prompts, jobs, options, progress)
+
+
+def generate_jobs(
+    model: StripedHyena2,
+    prompts: Sequence[Tokens],
+    jobs: Iterable[tuple[int, int]],
+    options: GenerationOptions,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[Generation]:
+    """Like `generate_each`, for some samples of some prompts: pairs (prompt, sample), whose order the results keep."""
+    writer = _Writer(model, options, as_rows(prompts, model.config.vocab_size), jobs, progress)
+    finished: dict[int, Generation] = {}
+    turn = 0
+    while writer.active:
+        finished.update(writer.write())
+        while turn in finished:
+            yield finished.pop(turn)
+            turn += 1
 
 
 def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) -> Tensor:
@@ -186,104 +204,190 @@ def _uniforms(seed: int, prompt: NDArray[np.int64], sample: int, length: int) ->
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
 
-@torch.inference_mode()
-def prefill(model: StripedHyena2, prompts: Sequence[NDArray[np.int64]], *, chunk: int) -> tuple[ModelState, Tensor]:
-    """Run the prompts, equal ones once and equal lengths together; an empty one as an EOD.
+@dataclass(kw_only=True, slots=True)
+class _Sample:
+    """A continuation that is being written."""
 
-    Returns:
-        The state after each prompt, one row a prompt, and the logits_BV of what follows it.
-    """
-    device = model.embedding.weight.device
-    prompts = [prompt if prompt.size else np.array([EOD]) for prompt in prompts]
-    distinct: dict[bytes, int] = {}
-    places = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
-    unique = [np.frombuffer(key, dtype=np.int64) for key in distinct]
-    groups = batches_of_equal_length([len(row) for row in unique], max_tokens=8 * chunk, chunk=chunk)
-    states: list[ModelState] = []
-    logits: list[Tensor] = []
-    for members in groups:
-        ids_BL = to_batch([unique[member] for member in members], device)
-        last_BD, state = read(model, ids_BL, most=chunk)
-        states.append(state)
-        logits.append(model.logits(last_BD))
-    where = {member: row for row, member in enumerate(member for members in groups for member in members)}
-    rows = torch.tensor([where[place] for place in places], device=device)
-    return select(states[0] if len(states) == 1 else join(states), rows), torch.cat(logits)[rows]
+    number: int  # among all jobs
+    prompt: int
+    sample: int
+    ids: NDArray[np.int64]  # room for all tokens it may have, as the next
+    log_probs: NDArray[np.float32]
+    length: int = 0
+
+    def end(self, end: End) -> Generation:
+        ids, log_probs = self.ids[: self.length].copy(), self.log_probs[: self.length].copy()
+        return Generation(prompt=self.prompt, sample=self.sample, ids=ids, log_probs=log_probs, end=end)
 
 
-class _Decoder:
-    """A batch of rows: reads their prompts, then writes token by token; rows that end leave the batch."""
+class _Writer:
+    """Slots, each with a sample that is being written. When one ends, the next sample that waits takes its slot."""
 
     def __init__(
         self,
         model: StripedHyena2,
         options: GenerationOptions,
         prompts: Sequence[NDArray[np.int64]],
+        jobs: Iterable[tuple[int, int]],
         progress: Callable[[int], None],
     ) -> None:
-        self.model = model
+        self.model, self.options, self.prompts, self.progress = model, options, prompts, progress
         self.sampling = options.sampling()
-        self.stop_at_eod = options.stop_at_eod
-        self.progress = progress
-        self.device = model.embedding.weight.device
-        self.state, self.logits_BV = prefill(model, prompts, chunk=options.chunk)
-        V = model.config.vocab_size
-        self.history = History(options.constraints(), prompts, length=options.length, vocab_size=V, device=self.device)
+        self.device, V = model.embedding.weight.device, model.config.vocab_size
+        self.waiting = _Lookahead(enumerate(jobs))
+        first = self.waiting.take(options.max_rows)
+        self.active: dict[int, _Sample] = {}
+        self.kept: tuple[list[bytes], ModelState, Tensor] | None = None  # of a prompt with samples that wait
+        if not first:
+            return
+        longest = max(len(prompt) for prompt in prompts) or 1
+        rows = affordable_rows(model, longest + options.length, len(first))
+        self.waiting.put_back(first[rows:])
         allowed_V = restrict(torch.zeros(1, V, device=self.device), self.sampling.alphabet)[0] == 0
-        ends_V = (torch.arange(V, device=self.device) == EOD) & self.stop_at_eod
+        ends_V = (torch.arange(V, device=self.device) == EOD) & options.stop_at_eod
         self.writable_V = allowed_V & ~ends_V
+        self.uniforms_RT = torch.zeros(rows, options.length, dtype=torch.float64, device=self.device)
+        nothing = [np.zeros(0, dtype=np.int64)] * rows
+        self.history = History(options.constraints(), nothing, length=options.length, vocab_size=V, device=self.device)
+        self.decoder = Decoder(model, rows)
+        self._start(range(rows), first[:rows])
 
     @torch.inference_mode()
-    def write(self, uniforms_BL: Tensor) -> None:
-        """Sample as many tokens a row as there are random numbers in one, or until the row ends."""
-        rows, length = uniforms_BL.shape
-        self.ids = np.full((rows, length), EOD, dtype=np.int64)
-        self.log_probs = np.zeros((rows, length), dtype=np.float32)
-        self.lengths = np.zeros(rows, dtype=np.int64)
-        self.ends = np.zeros(rows, dtype=np.int64)
-        alive = np.arange(rows)
-        for step in range(length):
-            ids_B, ends_B = self._choose(uniforms_BL[alive, step].to(self.device))
-            log_probs_B = log_probs_of(self.logits_BV[:, None], ids_B[:, None])[:, 0]
-            # float64 holds all three exactly, and one copy waits for the device once
-            ids, ends, log_probs = torch.stack([ids_B.double(), ends_B.double(), log_probs_B.double()]).cpu().numpy()
-            written = (ends == _ENDS.index(End.LENGTH)) | (ends == _ENDS.index(End.MOTIF))
-            going = ends == _ENDS.index(End.LENGTH)
-            self.ends[alive] = ends
-            self.ids[alive[written], step] = ids[written]
-            self.log_probs[alive[written], step] = log_probs[written]
-            self.lengths[alive[written]] += 1
-            self.progress(int(written.sum()))
-            if not going.any() or step == length - 1:
-                return
-            if not going.all():
-                kept = torch.from_numpy(going.nonzero()[0]).to(self.device)
-                self.state, ids_B, alive = select(self.state, kept), ids_B[kept], alive[going]
-                self.history.select(kept)
-            self.logits_BV, self.state = self.model.step(ids_B, self.state)
+    def write(self) -> dict[int, Generation]:
+        """Write a token of every sample; give those that it ends, by their numbers."""
+        ids_R, record = self._choose()
+        if any(one.length + 1 < self.options.length for one in self.active.values()):
+            # before the host has seen what was chosen: a GPU goes on meanwhile, and a row that ended is none the worse
+            self.decoder.step(ids_R)
+        ended = self._take_in(record.read())
+        free = [slot for slot in range(self.decoder.rows) if slot not in self.active]
+        if jobs := self.waiting.take(len(free)):
+            self._start(free[: len(jobs)], jobs)
+        elif free and self.active:
+            self._shrink()
+        return ended
 
-    def _choose(self, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of every row, and what it ends, if anything: ids_B, and indices ends_B into `_ENDS`."""
-        banned_BV = self.history.banned()
-        ids_B = choose(self.logits_BV, self.sampling, uniforms_B, banned_BV)
-        self.history.write(ids_B)
-        ends_B = torch.full_like(ids_B, _ENDS.index(End.LENGTH))
-        ends_B = ends_B.masked_fill(self.history.ended(), _ENDS.index(End.MOTIF))
-        if self.stop_at_eod:
-            ends_B = ends_B.masked_fill(ids_B == EOD, _ENDS.index(End.EOD))
-        if banned_BV is not None:
+    def _choose(self) -> tuple[Tensor, "_Record"]:
+        """The next token ids_R of every slot; and ids, indices into `_ENDS` and log-probabilities, for the host."""
+        logits_RV, history = self.decoder.logits_RV, self.history
+        T = self.uniforms_RT.shape[1]
+        uniforms_R = self.uniforms_RT.gather(1, history.counts_B.clamp(max=T - 1)[:, None])[:, 0]
+        banned_RV = history.banned()
+        ids_R = choose(logits_RV, self.sampling, uniforms_R, banned_RV)
+        history.write(ids_R)
+        ends_R = torch.full_like(ids_R, _ENDS.index(End.LENGTH))
+        ends_R = ends_R.masked_fill(history.ended(), _ENDS.index(End.MOTIF))
+        if self.options.stop_at_eod:
+            ends_R = ends_R.masked_fill(ids_R == EOD, _ENDS.index(End.EOD))
+        if banned_RV is not None:
             # an EOD that is chosen for want of anything else is not the model's end of the document
-            stuck_B = ~(self.writable_V & ~banned_BV).any(dim=-1)
-            ends_B = ends_B.masked_fill(stuck_B, _ENDS.index(End.BANNED))
-        return ids_B, ends_B
+            stuck_R = ~(self.writable_V & ~banned_RV).any(dim=-1)
+            ends_R = ends_R.masked_fill(stuck_R, _ENDS.index(End.BANNED))
+        log_probs_R = log_probs_of(logits_RV[:, None], ids_R[:, None])[:, 0]
+        # float64 holds all three exactly, and one copy waits for the device once
+        return ids_R, _Record(torch.stack([ids_R.double(), ends_R.double(), log_probs_R.double()]))
 
-    def result(self, place: int, prompt: int, sample: int) -> Generation:
-        """The continuation of row `place`."""
-        length = self.lengths[place]
-        return Generation(
-            prompt=prompt,
-            sample=sample,
-            ids=self.ids[place, :length],
-            log_probs=self.log_probs[place, :length],
-            end=_ENDS[self.ends[place]],
-        )
+    def _take_in(self, record: NDArray[np.float64]) -> dict[int, Generation]:
+        """Add what was chosen to the samples; give those that it ends, and free their slots."""
+        ended: dict[int, Generation] = {}
+        written = 0
+        for slot, one in list(self.active.items()):
+            token, end, log_prob = record[:, slot]
+            why = _ENDS[int(end)]
+            if why in (End.LENGTH, End.MOTIF):
+                one.ids[one.length], one.log_probs[one.length] = token, log_prob
+                one.length += 1
+                written += 1
+            if why is not End.LENGTH or one.length == self.options.length:
+                ended[one.number] = one.end(why)
+                self.decoder.take_out(slot)
+                del self.active[slot]
+        self.progress(written)
+        return ended
+
+    @torch.inference_mode()
+    def _start(self, slots: Sequence[int], jobs: Sequence[tuple[int, tuple[int, int]]]) -> None:
+        """Begin samples in slots: read their prompts, each once, or take the state of one that was kept."""
+        length, prompts = self.options.length, [self.prompts[prompt] for _, (prompt, _) in jobs]
+        for slot, (number, (prompt, sample)) in zip(slots, jobs, strict=True):
+            ids, log_probs = np.empty(length, dtype=np.int64), np.empty(length, dtype=np.float32)
+            self.active[slot] = _Sample(number=number, prompt=prompt, sample=sample, ids=ids, log_probs=log_probs)
+        self.history.start(slots, prompts)
+        drawn = [_uniforms(self.options.seed, self.prompts[prompt], sample, length) for _, (prompt, sample) in jobs]
+        self.uniforms_RT[torch.tensor(slots, device=self.device)] = torch.stack(drawn).to(self.device)
+        slots_of: dict[bytes, list[int]] = {}
+        for slot, prompt in zip(slots, prompts, strict=True):
+            slots_of.setdefault(key_of(prompt), []).append(slot)
+        wanted = key_of(self.prompts[self.waiting.head[1][0]]) if self.waiting.head else None
+        known, self.kept = self.kept, None
+        fresh = [prompt for prompt in prompts if known is None or key_of(prompt) not in known[0]]
+        for keys, state, logits_BV in [
+            *([known] if known else []),
+            *read_prompts(self.model, fresh, chunk=self.options.chunk),
+        ]:
+            self._put(slots_of, keys, state, logits_BV, give=wanted not in keys)
+            if wanted in keys:
+                row = torch.tensor([keys.index(wanted)], device=self.device)
+                picked = state if len(keys) == 1 else select(state, row)
+                self.kept = [wanted], picked, logits_BV[row]
+
+    def _put(
+        self, slots_of: dict[bytes, list[int]], keys: list[bytes], state: ModelState, logits_BV: Tensor, *, give: bool
+    ) -> None:
+        """Put what was read into the slots that wait for it."""
+        places = {slot: row for row, key in enumerate(keys) for slot in slots_of.get(key, ())}
+        if places:
+            tokens = len(keys[0]) // np.dtype(np.int64).itemsize
+            most = tokens + self.options.length
+            self.decoder.put(places, state, logits_BV, length=tokens, most=most, give=give)
+
+    def _shrink(self) -> None:
+        """Close slots that nobody waits for, where it is worth it: a step that is recorded has to be recorded anew."""
+        left = max(self.options.length - one.length for one in self.active.values())
+        if self.decoder.records and (left < _WORTH_RECORDING or 2 * len(self.active) > self.decoder.rows):
+            return
+        slots = sorted(self.active)
+        self.decoder.keep(slots)
+        picked = torch.tensor(slots, device=self.device)
+        self.history.select(picked)
+        self.uniforms_RT = self.uniforms_RT[picked]
+        self.active = {place: self.active[slot] for place, slot in enumerate(slots)}
+
+
+class _Record:
+    """Numbers on their way to the host, float64."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.event: torch.cuda.Event | None = None
+        self.numbers = numbers.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        if numbers.is_cuda:
+            self.event = torch.cuda.current_stream(numbers.device).record_event()
+
+    def read(self) -> NDArray[np.float64]:
+        """Wait until they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.numbers.numpy()
+
+
+class _Lookahead:
+    """Jobs that wait, of which the first is known."""
+
+    def __init__(self, jobs: Iterable[tuple[int, tuple[int, int]]]) -> None:
+        self._jobs = iter(jobs)
+        self.head = next(self._jobs, None)
+
+    def take(self, count: int) -> list[tuple[int, tuple[int, int]]]:
+        """The next jobs, as many as there are up to a number."""
+        taken = []
+        while self.head is not None and len(taken) < count:
+            taken.append(self.head)
+            self.head = next(self._jobs, None)
+        return taken
+
+    def put_back(self, jobs: Sequence[tuple[int, tuple[int, int]]]) -> None:
+        """Let jobs that were taken last wait again."""
+        if jobs:
+            rest = [] if self.head is None else [self.head]
+            self._jobs = chain(jobs, rest, self._jobs)
+            self.head = next(self._jobs)

@@ -2,6 +2,7 @@
 
 # B rows, V vocabulary
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -70,9 +71,16 @@ def restrict(logits_BV: Tensor, alphabet: tuple[int, ...] | None) -> Tensor:
     """Give every token outside the alphabet a logit of minus infinity."""
     if alphabet is None:
         return logits_BV
-    outside_V = torch.ones(logits_BV.shape[-1], dtype=torch.bool, device=logits_BV.device)
-    outside_V[list(alphabet)] = False
-    return logits_BV.masked_fill(outside_V, -torch.inf)
+    return logits_BV.masked_fill(_outside(alphabet, logits_BV.shape[-1], logits_BV.device), -torch.inf)
+
+
+@functools.lru_cache(maxsize=8)
+def _outside(alphabet: tuple[int, ...], vocab_size: int, device: torch.device) -> Tensor:
+    """True for the tokens outside the alphabet, bool [V]; made once, as a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        outside_V = torch.ones(vocab_size, dtype=torch.bool)
+        outside_V[list(alphabet)] = False
+        return outside_V.to(device)
 
 
 def keep_likeliest(logits_BV: Tensor, sampling: Sampling) -> Tensor:

@@ -102,9 +102,10 @@ class KVCache:
 
 
 def lengthened(tensor_BSX: Tensor, capacity: int) -> Tensor:
-    """A copy with room for so many tokens."""
+    """A copy with room for so many tokens, zeros where there are none yet."""
     longer = tensor_BSX.new_empty(tensor_BSX.shape[0], capacity, *tensor_BSX.shape[2:])
     longer[:, : tensor_BSX.shape[1]] = tensor_BSX
+    longer[:, tensor_BSX.shape[1] :] = 0
     return longer
 
 
