@@ -126,6 +126,73 @@ def markov(
         typer.echo(f"markov-{one}\t{_split(input, split)}\t{bases}\t{bits:.4f}")
 
 
+@evaluate.command()
+def recall(
+    model: ModelOption,
+    lengths: Annotated[str, typer.Option("--lengths", help="Bases before what is asked for; commas between.")] = "1024",
+    depths: Annotated[int, typer.Option("--depths", min=2, help="Depths of the needle, from 0 to 100%.")] = 5,
+    needle: Annotated[int, typer.Option("--needle", min=2, help="Bases of the needle.")] = 100,
+    cue: Annotated[int, typer.Option("--cue", min=1, help="Bases of it that are given at the end.")] = 32,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Needles at each length and depth.")] = 4,
+    haystack: Annotated[
+        str | None, typer.Option("--haystack", metavar="FASTA", help="Cut haystacks from this; random bases if none.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of needles and haystacks.")] = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw a heat map.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
+) -> None:
+    """Hide a needle in a haystack and ask for it at the end, as TSV: a row a length and depth.
+
+    The needle is of random bases; the sequence ends with its first bases, the cue. accuracy is the share of the rest
+    that was the likeliest of A, C, G and T (0.25 is guessing); log_prob their mean log-probability, and
+    log_prob_without the same where the haystack has no needle.
+
+    \b
+    Examples:
+      evo eval recall --model run/model --lengths 512,2048,8192 --plot recall.png
+      evo eval recall --model run/model --lengths 8192 --haystack genome.fa --depths 9
+    """
+    import numpy as np
+
+    from data.reader import read_records
+    from data.sequence import to_upper_dna
+    from evo_cli.inference import load_model, precision_mark
+    from evo_cli.output import check_outputs
+    from evo_cli.progress import counter
+    from evo_cli.recall_plot import plot_recall
+    from sh2.recall import Needle
+    from sh2.recall import recall as measure
+
+    try:
+        chosen = [int(text) for text in lengths.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"must be whole numbers with commas between, not `{lengths}`") from None
+    check_outputs([plot], [haystack])
+    hidden = Needle(length=needle, cue=cue, trials=trials, seed=seed)
+    bases = None
+    if haystack is not None:
+        text = b"".join(to_upper_dna(record.sequence) for record in read_records(haystack))
+        bases = np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+    places = [number / (depths - 1) for number in range(depths)]
+    loaded = load_model(model, device, precision, backend)
+    total = trials * (depths + 1) * sum(length + needle - cue for length in chosen)
+    with counter("recall", total=total) as advance:
+        results = list(measure(loaded, lengths=chosen, depths=places, needle=hidden, haystack=bases, progress=advance))
+    if plot is not None:
+        plot_recall(results, plot, title=f"{model}: a needle of {needle}, {cue} given")
+    mark = precision_mark(loaded)
+    typer.echo("length\tdepth\taccuracy\tlog_prob\tlog_prob_without" + ("\tprecision" if mark else ""))
+    for one in results:
+        cells = [
+            one.length,
+            f"{one.depth:g}",
+            *(f"{x:.4f}" for x in (one.accuracy, one.log_prob, one.log_prob_without)),
+        ]
+        typer.echo("\t".join(map(str, [*cells, *([mark] if mark else [])])))
+
+
 def _split(input: Path, split: str) -> str:
     from evo_cli.held_out import is_store
 
