@@ -24,8 +24,8 @@ from data.source import Source
 
 READ_WHOLE = 64 << 20
 """Bytes: a file no larger than this is read whole."""
-_BLOCK = 1 << 20
-_BLOCKS_KEPT = 16
+_BLOCK = 1 << 16
+_BLOCKS_KEPT = 256
 
 
 class Reference(Closing):
