@@ -19,6 +19,13 @@ class Alphabet(StrEnum):
     ANY = "any"
 
 
+class KVDtype(StrEnum):
+    """In which numbers attention keeps keys and values."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+
+
 def generate(
     model: ModelOption,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="A prompt, as text.")] = None,
@@ -52,6 +59,14 @@ def generate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
+    kv_dtype: Annotated[
+        KVDtype,
+        typer.Option(
+            "--kv-dtype",
+            help="Keys and values of the tokens seen: auto keeps the model's numbers; fp8 rounds them, in half the memory"
+            " of bf16 or less.",
+        ),
+    ] = KVDtype.AUTO,
 ) -> None:
     """Generate sequences that continue prompts, as FASTA.
 
@@ -86,10 +101,11 @@ def generate(
     from data.reader import read_records
     from data.sequence import to_upper_dna
     from data.tokenizer import decode
-    from evo_cli.inference import load_model, precision_mark
+    from evo_cli.generating import samples_of
+    from evo_cli.inference import mark_of, open_replicas
     from evo_cli.output import check_outputs, open_output
     from evo_cli.progress import counter
-    from sh2.generation import GenerationOptions, generate_each
+    from sh2.generation import GenerationOptions
 
     check_outputs([output], [prompts])
     if prompts is None:
@@ -112,11 +128,13 @@ def generate(
         seed=seed,
     )
     settings = _settings(options)
-    loaded = load_model(model, device, precision, backend)
-    if mark := precision_mark(loaded):
+    replicas = open_replicas(model, device, precision, backend)
+    if mark := mark_of(replicas.config, replicas.precision):
         settings += f" precision={mark}"
+    if kv_dtype is not KVDtype.AUTO:
+        settings += f" kv_dtype={kv_dtype}"
     with open_output(output) as stream, counter("generate", total=length * samples * len(texts)) as advance:
-        for result in generate_each(loaded, texts, options, advance):
+        for result in samples_of(replicas, texts, options, kv_dtype, advance):
             text = decode(result.ids)
             if include_prompt:
                 text = texts[result.prompt].decode("latin-1") + text
