@@ -45,10 +45,12 @@ def progress_bar(
 
 
 @contextmanager
-def counter(label: str, *, total: float | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Show a count on stderr while the block runs; yields what to call with every increase."""
-    with progress_bar(f"{label} {unit}".strip(), total=total) as bar:
-        done = 0
+def counter(
+    label: str, *, total: float | None = None, unit: str = "", start: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show a count on stderr while the block runs, from `start` on; yields what to call with every increase."""
+    with progress_bar(f"{label} {unit}".strip(), total=total, start=start) as bar:
+        done = start
 
         def advance(more: int) -> None:
             nonlocal done
