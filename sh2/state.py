@@ -33,7 +33,7 @@ def select(state: ModelState, rows: Tensor) -> ModelState:
     Args:
         rows: [B'] int64.
     """
-    return _map(state, lambda part: _select(part, rows))
+    return _map(state, lambda part: _select(part, rows.to(part[0].device)))
 
 
 def reset(state: ModelState, rows: Tensor) -> ModelState:
@@ -42,7 +42,7 @@ def reset(state: ModelState, rows: Tensor) -> ModelState:
     Args:
         rows: [B] bool.
     """
-    return _map(state, lambda part: _reset(part, rows))
+    return _map(state, lambda part: _reset(part, rows.to(part[0].device)))
 
 
 def join(states: Sequence[ModelState]) -> ModelState:
