@@ -193,6 +193,43 @@ def recall(
         typer.echo("\t".join(map(str, [*cells, *([mark] if mark else [])])))
 
 
+@evaluate.command()
+def generation(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="FASTA, as `evo generate` writes it.")],
+    reference: Annotated[
+        str, typer.Option("--reference", "-r", help="FASTA or GenBank of what the samples should be like.")
+    ],
+    k: Annotated[int, typer.Option("--k", min=1, max=8, help="The longest k-mers to compare.")] = 6,
+    piece: Annotated[int, typer.Option("--piece", min=2, help="Bases of the pieces whose GC is compared.")] = 1000,
+    orf: Annotated[int, typer.Option("--orf", min=1, help="Codons of an open reading frame, at least.")] = 30,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the pieces drawn from the reference.")] = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the comparison.")] = None,
+) -> None:
+    """Compare generated sequences with real ones: GC, k-mers, open reading frames, codons, as TSV.
+
+    distance is that of the samples from the reference: the Jensen-Shannon divergence in bits for k-mers and codons, the
+    Kolmogorov-Smirnov distance for GC and the lengths of reading frames. distance_drawn is the same for as many pieces
+    of the reference itself, as long as the samples: samples cannot be expected to come nearer.
+
+    \b
+    Examples:
+      evo generate --model run/model --prompt "" --length 20000 --samples 8 -o samples.fa
+      evo eval generation samples.fa --reference genome.fa --plot samples.png
+    """
+    from evo_cli.generation_likeness import COLUMNS, compare, plot_likeness, read_texts
+    from evo_cli.output import check_outputs
+
+    check_outputs([plot], [samples, reference])
+    likeness = compare(
+        read_texts(samples), read_texts(reference), largest_k=k, piece=piece, shortest_orf=orf, seed=seed
+    )
+    if plot is not None:
+        plot_likeness(likeness, plot, title=f"{samples} and {reference}")
+    typer.echo("\t".join(COLUMNS))
+    for row in likeness.rows():
+        typer.echo("\t".join(row))
+
+
 def _split(input: Path, split: str) -> str:
     from evo_cli.held_out import is_store
 
