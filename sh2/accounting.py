@@ -145,9 +145,13 @@ def state_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def kv_cache_bytes(config: ModelConfig, length: int, dtype: str) -> int:
-    """Memory of the attention layers' keys and values for one sequence of `length` tokens, in bytes."""
-    layers = config.layout.count(MixerKind.ATTENTION)
-    return 2 * layers * length * config.num_kv_heads * config.head_dim * _BYTES[dtype]
+    """Memory of the attention layers' keys and values for one sequence of `length` tokens, in bytes.
+
+    Args:
+        dtype: `bf16`, `fp32`, or `fp8`: a byte a number, and a float32 unit for each token and head.
+    """
+    heads = 2 * config.layout.count(MixerKind.ATTENTION) * config.num_kv_heads
+    return length * heads * (config.head_dim + 4 if dtype == "fp8" else config.head_dim * _BYTES[dtype])
 
 
 def activation_bytes(config: ModelConfig, tokens: int, numbers: Numbers, *, logits: bool = True) -> int:

@@ -4,17 +4,15 @@ import gc
 import platform
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
-from typing import TypeVar
 
 import torch
 
+from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.cases import Case, Contender, Dtype, Operator, own
 from sh2.bench.check import (
-    CheckError,
     check_ends,
     check_gradients,
     check_last_gradient,
@@ -31,17 +29,6 @@ _OWN_TOLERANCE = {Dtype.BF16: 1e-2, Dtype.FP32: 1e-5}
 _PEER_TOLERANCE = {Dtype.BF16: 5e-2, Dtype.FP32: 5e-3}
 _FORWARD_TENSORS, _BACKWARD_TENSORS = 4, 7
 _TOO_SLOW_SECONDS = 2.0
-_LONGEST_REASON = 300  # characters
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """Why there is no figure."""
-
-    text: str
-    lack_of_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +137,16 @@ class Bench:
     def _measure(self, case: Case, contender: Contender) -> _Measured:
         """Check, then time. Whatever goes wrong is kept as the reason why there is no figure."""
         gc.collect()
-        outputs = _attempt(lambda: self._check_outputs(case, contender))
+        outputs = attempt(lambda: self._check_outputs(case, contender))
         if isinstance(outputs, Refusal):
             return _Measured(forward=outputs)
-        gradients = _attempt(lambda: self._check_gradients(case, contender)) if self._backward else None
+        gradients = attempt(lambda: self._check_gradients(case, contender)) if self._backward else None
         if contender is self._own and isinstance(gradients, Refusal) and not gradients.lack_of_memory:
             return _Measured(forward=gradients)
-        forward = _attempt(lambda: self._time_forward(case, contender))
+        forward = attempt(lambda: self._time_forward(case, contender))
         if not isinstance(gradients, float):
             return _Measured(forward=forward, backward=gradients, error=outputs)
-        backward = _attempt(lambda: self._time_backward(case, contender))
+        backward = attempt(lambda: self._time_backward(case, contender))
         return _Measured(forward=forward, backward=backward, error=max(outputs, gradients))
 
     def _check_outputs(self, case: Case, contender: Contender) -> float:
@@ -253,20 +240,3 @@ def _sum(parts: _Parts) -> float | None:
     """The seconds of all parts; None if one has no time."""
     seconds = [part.seconds for part in parts if isinstance(part, Timing)]
     return sum(seconds) if len(seconds) == len(parts) else None
-
-
-def _attempt(work: Callable[[], T]) -> T | Refusal:
-    """Run a step of a row; whatever it raises is that row's, and the table goes on."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return work()
-    except CheckError as error:
-        return Refusal(text=str(error))
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
-            return Refusal(text="out of memory", lack_of_memory=True)
-        return Refusal(text=f"{type(error).__name__}: {reason[:_LONGEST_REASON]}")

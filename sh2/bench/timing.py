@@ -30,7 +30,7 @@ class Ceilings:
     """What the device does at best, as measured."""
 
     copy_bytes_per_second: float  # read plus written
-    matmul_flops_per_second: float  # bf16
+    matmul_flops_per_second: float  # in bf16, if nothing else was asked for
 
 
 class Stopwatch:
@@ -108,12 +108,12 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-def measure_ceilings(device: str, stopwatch: Stopwatch) -> Ceilings:
-    """Time a copy of a tensor far larger than the caches, and a large bf16 matrix product, of random numbers."""
+def measure_ceilings(device: str, stopwatch: Stopwatch, dtype: torch.dtype = torch.bfloat16) -> Ceilings:
+    """Time a copy of a tensor far larger than the caches, and a large matrix product, of random numbers."""
     gpu = torch.device(device).type == "cuda"
     size, side = (_GPU_COPY_BYTES, _GPU_MATMUL) if gpu else (_CPU_COPY_BYTES, _CPU_MATMUL)
     source = torch.randn(size // 2, dtype=torch.bfloat16, device=device)
-    left, right = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     target = torch.empty_like(source)
     copy = stopwatch.time(lambda: lambda: target.copy_(source))
     matmul = stopwatch.time(lambda: lambda: left @ right)

@@ -1,0 +1,262 @@
+"""What a task will take before it is started: memory and time, from a configuration alone. No weights are read."""
+
+# B batch, L length
+
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+
+from sh2.accounting import (
+    Numbers,
+    activation_bytes,
+    count_parameters,
+    forward_flops,
+    kv_cache_bytes,
+    projection_copies_bytes,
+    saved_bytes,
+    state_bytes,
+    weight_bytes,
+)
+from sh2.config import MixerKind, ModelConfig
+from sh2.mixers.cache import capacity
+from sh2.speeds import Line, Speeds
+
+CHUNK = 8192  # tokens of a row that are run at once, at most
+_LEAST_CHUNK = 64
+_SPARE = 65_536  # tokens of all rows that decoding makes room for ahead
+_LONGEST = 1 << 36
+
+
+class Task(StrEnum):
+    """What is done with a model."""
+
+    SCORE = "score"  # log-probabilities of every token
+    EMBED = "embed"  # outputs of layers, pooled
+    GENERATE = "generate"
+    TRAIN = "train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A task of a certain size on a certain device.
+
+    length: tokens of a sequence; of a window, in training. prompt: of these, how many are given, in generation.
+    batch: sequences at once: records that share a batch, samples of one prompt, windows of an update.
+    room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
+    """
+
+    config: ModelConfig
+    task: Task
+    length: int
+    batch: int = 1
+    prompt: int = 1
+    numbers: Numbers
+    kv_dtype: str | None = None  # `fp8`, or None for the dtype of `numbers`
+    room: int
+    gpu: bool
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a row that are run at once, as `sh2.chunks` chooses."""
+        if not self.gpu:
+            return CHUNK
+        free = self.room - self._weights() - runtime_bytes(self.gpu)
+        a_token = activation_bytes(self.config, 4096, self.numbers) // 4096
+        fitting = max(0, free) // 2 // (self._rows_read * a_token)
+        return max(_LEAST_CHUNK, min(CHUNK, 1 << max(0, fitting.bit_length() - 1)))
+
+    @property
+    def _rows_read(self) -> int:
+        """Rows of a piece: the samples of a prompt share its reading."""
+        return 1 if self.task is Task.GENERATE else self.batch
+
+    def _weights(self) -> int:
+        if self.task is Task.TRAIN:
+            return weight_bytes(self.config, "fp32")
+        return weight_bytes(self.config, self.numbers.dtype) + projection_copies_bytes(
+            self.config, self.numbers.projections
+        )
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Keys and values of one row of so many tokens."""
+        return kv_cache_bytes(self.config, tokens, self.kv_dtype or self.numbers.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Where the memory goes at the worst moment, in bytes."""
+
+    weights: int
+    optimizer: int = 0  # gradients and Adam's moments
+    states: int = 0  # of filters
+    cache: int = 0  # keys and values
+    activations: int = 0
+    runtime: int = 0  # what the GPU's own libraries take
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def runtime_bytes(gpu: bool) -> int:
+    """What a GPU's context and libraries take before the first tensor, in bytes, or nearly so."""
+    return 600 * 2**20 if gpu else 0
+
+
+def predict_memory(plan: Plan) -> Memory:
+    """Predict the most memory that a task takes."""
+    if plan.task is Task.TRAIN:
+        return _training_memory(plan)
+    reading = plan.prompt if plan.task is Task.GENERATE else plan.length
+    rows, chunk = plan._rows_read, plan.chunk
+    piece = rows * min(reading, chunk)
+    activations = activation_bytes(plan.config, piece, plan.numbers, logits=plan.task is Task.SCORE)
+    activations += 8 * rows * reading  # the ids
+    if reading > chunk:  # the output of the piece before
+        activations += piece * plan.config.width * plan.numbers.size
+        activations += rows * _unpacked(plan, reading)
+    cache = rows * _growing_cache(plan, reading, chunk)
+    if plan.task is Task.GENERATE:
+        held = plan.batch * plan.kv_bytes(_decoding_room(plan)) + rows * plan.kv_bytes(capacity(reading))
+        cache = max(cache, plan.batch * plan.kv_bytes(plan.length), held if plan.batch > 1 else 0)
+    return Memory(
+        weights=plan._weights(),
+        states=plan.batch * state_bytes(plan.config, plan.numbers.dtype),
+        cache=cache,
+        activations=activations,
+        runtime=runtime_bytes(plan.gpu),
+    )
+
+
+def _training_memory(plan: Plan) -> Memory:
+    parameters, tokens = count_parameters(plan.config), plan.batch * plan.length
+    kept = saved_bytes(plan.config, tokens, plan.numbers)
+    copies = 2 * parameters if plan.numbers.dtype == "bf16" else 0
+    gradients = tokens * 8 * plan.config.vocab_size  # of the logits: the first of the backward, when most is kept
+    # gradients of weights take the place of activations: there is either all of these or all of those
+    return Memory(
+        weights=plan._weights(),
+        optimizer=8 * parameters,
+        activations=max(kept + copies + gradients, 4 * parameters),
+        runtime=runtime_bytes(plan.gpu),
+    )
+
+
+def _growing_cache(plan: Plan, length: int, chunk: int) -> int:
+    """Keys and values of a row at their most, while they grow piece by piece.
+
+    The state before a piece is there until the piece is done: where the cache grows, the old one and the new.
+    """
+    config = plan.config
+    if MixerKind.ATTENTION not in config.kinds:
+        return 0
+    seen = min(length, chunk)
+    most = held = plan.kv_bytes(seen)
+    if plan.kv_dtype is None:  # the first piece's values lie in its projection, which stays with them
+        extra = (config.num_heads + config.num_kv_heads) * config.head_dim * plan.numbers.size
+        most = held = held + seen * extra * config.layout.count(MixerKind.ATTENTION)
+    room = seen
+    while seen < length:
+        # up to the first piece that does not fit
+        seen = min(length, seen + chunk * ((room - seen) // chunk + 1))
+        if seen > room:
+            room = capacity(seen)
+            most, held = max(most, held + plan.kv_bytes(room)), plan.kv_bytes(room)
+    return most
+
+
+def _unpacked(plan: Plan, length: int) -> int:
+    """What reading FP8 keys and values of the past takes in one layer: as float32, and in the model's dtype."""
+    if plan.kv_dtype != "fp8" or MixerKind.ATTENTION not in plan.config.kinds:
+        return 0
+    return 2 * length * plan.config.num_kv_heads * plan.config.head_dim * (4 + plan.numbers.size)
+
+
+def _decoding_room(plan: Plan) -> int:
+    """Places that decoding begins with in every row."""
+    ahead = plan.prompt + max(plan.prompt // 8, _SPARE // plan.batch)
+    return max(plan.prompt, min(plan.length, ahead))
+
+
+def fits(plan: Plan) -> bool:
+    """Whether the task fits into its room."""
+    return predict_memory(plan).total <= plan.room
+
+
+def longest(plan: Plan) -> int:
+    """The longest sequence that fits, everything else the same; 0 if none does.
+
+    In generation it is the prompt that grows, if there is more of it than of what is written.
+    """
+    reads = plan.task is not Task.GENERATE or plan.prompt > plan.length // 2
+    written = plan.length - plan.prompt
+
+    def at(length: int) -> Plan:
+        return replace(plan, length=length, prompt=max(1, length - written) if reads else min(plan.prompt, length))
+
+    if not fits(at(1)):
+        return 0
+    low, high = 1, _LONGEST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(at(middle)) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duration:
+    """Seconds of one batch: of reading, and in generation of writing. An update, in training."""
+
+    reading: float
+    writing: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.reading + self.writing
+
+
+def predict_seconds(plan: Plan, speeds: Speeds) -> Duration:
+    """Predict how long a batch takes, from how long a device takes for the parts of a model."""
+    if plan.task is Task.GENERATE:
+        return Duration(reading=_reading(plan, speeds, plan.prompt), writing=_writing(plan, speeds))
+    seconds = _reading(plan, speeds, plan.length)
+    if (
+        plan.task is Task.TRAIN
+    ):  # and the optimizer: weight, gradient and two moments read, all but the gradient written
+        seconds += 7 * 4 * count_parameters(plan.config) / speeds.copy_bytes_per_second
+    return Duration(reading=seconds)
+
+
+def _reading(plan: Plan, speeds: Speeds, length: int) -> float:
+    rows = plan._rows_read
+    chunk = length if plan.task is Task.TRAIN else plan.chunk
+    whole, rest = divmod(length, chunk)
+    pieces = [(whole, rows * chunk), (1 if rest else 0, rows * rest)]
+    seconds = sum(count * _piece(plan, speeds, tokens) for count, tokens in pieces)
+    own = whole * _attention_flops(plan, chunk) + _attention_flops(plan, rest)
+    past = _attention_flops(plan, length) - own
+    return seconds + rows * (own / speeds.attention_flops_per_second + past / speeds.past_flops_per_second)
+
+
+def _piece(plan: Plan, speeds: Speeds, tokens: int) -> float:
+    ends = speeds.ends if plan.task in (Task.SCORE, Task.TRAIN) else Line(a_token=0)
+    return sum(speeds.forward[kind].at(tokens) for kind in plan.config.kinds) + ends.at(tokens)
+
+
+def _attention_flops(plan: Plan, length: int) -> int:
+    return forward_flops(plan.config, length)["attention"]
+
+
+def _writing(plan: Plan, speeds: Speeds) -> float:
+    """Steps: each reads the keys and values of all tokens so far."""
+    steps = plan.length - plan.prompt
+    mean = (plan.length + plan.prompt) / 2
+    cache = plan.batch * plan.kv_bytes(1) * mean
+    step = sum(speeds.step[kind] for kind in plan.config.kinds) + speeds.written
+    return steps * (step + cache / speeds.copy_bytes_per_second)
+
+
+def total_flops(plan: Plan) -> int:
+    """Floating-point operations of a batch; of a forward and its backward, in training."""
+    return plan.batch * sum(forward_flops(plan.config, plan.length).values()) * (3 if plan.task is Task.TRAIN else 1)

@@ -1,0 +1,267 @@
+"""How fast a device runs the blocks of a model: tried on the device that is here, or from figures of others."""
+
+# B batch, L length, D width
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sh2.accounting import Numbers, forward_flops
+from sh2.bench.generate import time_decoding
+from sh2.bench.models import random_model
+from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
+from sh2.config import MixerKind, ModelConfig
+from sh2.model import StripedHyena2
+from sh2.scoring import log_probs_of
+from sh2.state import ModelState
+from sh2.train.loss import loss_sums
+
+_GPU_TRIAL_FLOPS, _CPU_TRIAL_FLOPS = 5e12, 2e9  # of a block on the tokens of a trial
+_WRITTEN = 24  # tokens, of which most are timed
+_FEW = 64  # tokens, of which a piece takes little longer than of none
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """Seconds that grow with the tokens: some whatever their number, and some for each."""
+
+    fixed: float = 0.0
+    a_token: float
+
+    def at(self, tokens: int) -> float:
+        """Seconds of so many tokens."""
+        return self.fixed + self.a_token * tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speeds:
+    """What a device takes for the parts of a model. Products of queries with keys are counted apart.
+
+    forward: of a block, by its mixer; step: of a block, for one token of every row, without reading keys and values.
+    ends: of embedding, last norm and log-probabilities; written: of what a step takes beside its blocks.
+    """
+
+    forward: Mapping[MixerKind, Line]
+    step: Mapping[MixerKind, float]
+    ends: Line
+    written: float = 0.0
+    attention_flops_per_second: float
+    past_flops_per_second: float  # the same, of new tokens with those of earlier pieces
+    copy_bytes_per_second: float  # read plus written
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownDevice:
+    """A device that need not be here, as it was measured elsewhere."""
+
+    name: str
+    memory_bytes: int
+    ceilings: Ceilings
+    attention_flops_per_second: float
+    floors: Mapping[MixerKind, float]  # time of an operator over that of copying its four tensors
+    source: str
+
+
+# One H100 80GB HBM3, torch 2.11, bf16: copies 3.02 TB/s, 8192^3 products 723 to 731 TFLOP/s, causal SDPA of 32 heads of
+# 128 at 32,768 tokens 14.3 ms; first plain kernels with the featurizer fused, at 32,768 x 4,096
+KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
+    {
+        "h100": KnownDevice(
+            name="H100 80GB HBM3",
+            memory_bytes=79 * 2**30,
+            ceilings=Ceilings(copy_bytes_per_second=3.02e12, matmul_flops_per_second=725e12),
+            attention_flops_per_second=615e12,
+            floors={MixerKind.HYENA_SE: 1.52, MixerKind.HYENA_MR: 2.84, MixerKind.HYENA_LI: 4.6},
+            source="ceilings measured on one H100: 3.02 TB/s, 725 TFLOP/s in bf16; launches are not counted",
+        )
+    }
+)
+
+
+def speeds_of(device: KnownDevice, config: ModelConfig, numbers: Numbers, *, rows: int, training: bool) -> Speeds:
+    """Derive a device's speeds from its ceilings: arithmetic at the rate of products, the rest at that of copies.
+
+    Args:
+        rows: of a step.
+        training: whether a backward goes with the forward, of twice its cost.
+    """
+    copy, products = device.ceilings.copy_bytes_per_second, device.ceilings.matmul_flops_per_second
+    times, D, size = 3 if training else 1, config.width, numbers.size
+    forward: dict[MixerKind, Line] = {}
+    step: dict[MixerKind, float] = {}
+    for kind in set(config.kinds):
+        one = replace(config, layout=kind.value)
+        flops = forward_flops(one, 1)
+        arithmetic = flops["projections"] + flops["feed_forward"]
+        # two norms, each seven passes over float32 and one over the stream; two sums; the MLP's product
+        traffic = D * (2 * (7 * 4 + 2 * size) + 6 * size) + 3 * config.mlp_width * size
+        if kind is MixerKind.ATTENTION:
+            traffic += 2 * D * (8 * 4 + 2 * size)
+        else:
+            traffic += 4 * D * size * device.floors[kind]
+        forward[kind] = Line(a_token=times * (arithmetic / products + traffic / copy))
+        step[kind] = max(block_bytes(one, numbers) / copy, rows * arithmetic / products)
+    ends = 2 * D * config.vocab_size / products + config.vocab_size * 4 * 6 / copy
+    return Speeds(
+        forward=forward,
+        step=step,
+        ends=Line(a_token=times * ends),
+        attention_flops_per_second=device.attention_flops_per_second / times,
+        past_flops_per_second=device.attention_flops_per_second / times,
+        copy_bytes_per_second=copy,
+    )
+
+
+def block_bytes(one: ModelConfig, numbers: Numbers) -> int:
+    """What a step reads of a block's weights: of a configuration of one layer."""
+    matrices = forward_flops(one, 1)
+    weights = (matrices["projections"] + matrices["feed_forward"]) // 2
+    if numbers.projections == "fp8" and one.kinds[0] is not MixerKind.ATTENTION:
+        weights -= 3 * one.width**2 // 2
+    return weights * numbers.size
+
+
+class Trial:
+    """Runs single blocks of a model, with random weights, on the device that is here."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        numbers: Numbers,
+        *,
+        device: str,
+        backend: str,
+        tokens: int,
+        rows: int = 0,
+        training: bool = False,
+    ) -> None:
+        """Prepare to try blocks.
+
+        Args:
+            tokens: of a piece, all rows together; fewer are tried where so many take more than a moment.
+            rows: that are written together; 0 tries no steps. training: try a backward with the forward.
+        """
+        self._config, self._numbers, self._device, self._backend = config, numbers, device, backend
+        self._rows, self._training = rows, training
+        self._stopwatch = Stopwatch(device)
+        budget = _GPU_TRIAL_FLOPS if torch.device(device).type == "cuda" else _CPU_TRIAL_FLOPS
+        costs = [_flops_of_a_token(config, kind) for kind in set(config.kinds)]
+        most = int(budget / max(costs) / (3 if training else 1))
+        self._tokens = max(2 * _FEW, 1 << max(0, min(tokens, most).bit_length() - 1))
+
+    def run(self) -> Speeds:
+        """Time every kind of block once."""
+        forward: dict[MixerKind, Line] = {}
+        step: dict[MixerKind, float] = {}
+        written = 0.0
+        attention = past = float("inf")
+        for kind in dict.fromkeys(self._config.kinds):
+            gc.collect()
+            model = self._model(kind.value)
+            if kind is MixerKind.ATTENTION:
+                forward[kind], attention, past = self._attention(model)
+            else:
+                forward[kind] = self._line(self._seconds(model, _FEW), self._seconds(model, self._tokens))
+            if self._rows:
+                step[kind], written = self._steps(model, kind)
+        return Speeds(
+            forward=forward,
+            step=step,
+            ends=self._ends(model),
+            written=written,
+            attention_flops_per_second=attention,
+            past_flops_per_second=past,
+            copy_bytes_per_second=measure_ceilings(self._device, self._stopwatch).copy_bytes_per_second,
+        )
+
+    def _model(self, layout: str) -> StripedHyena2:
+        # weights of a training run are float32 whatever it computes in
+        dtype = torch.float32 if self._training else _DTYPES[self._numbers.dtype]
+        config = replace(self._config, layout=layout)
+        model = random_model(config, device=self._device, dtype=dtype).use_backend(self._backend)
+        return model.use_precision(self._numbers.projections) if self._numbers.projections else model
+
+    def _ids(self, *shape: int) -> Tensor:
+        return torch.randint(0, 256, shape, device=self._device)
+
+    def _seconds(self, model: StripedHyena2, tokens: int, state: ModelState | None = None) -> float:
+        """One row of tokens through the model's one block."""
+        ids_BL = self._ids(1, tokens)
+        return self._time(lambda: self._passed(model, ids_BL, state))
+
+    def _passed(self, model: StripedHyena2, ids_BL: Tensor, state: ModelState | None) -> Tensor:
+        if not self._training:
+            return model.hidden(ids_BL, state)[0]
+        with torch.autocast(ids_BL.device.type, torch.bfloat16, enabled=self._numbers.dtype == "bf16"):
+            x_BLD, _ = model.hidden(ids_BL)
+        x_BLD.backward(torch.ones_like(x_BLD))
+        return x_BLD
+
+    def _time(self, call: Callable[[], object]) -> float:
+        with torch.set_grad_enabled(self._training):
+            return self._stopwatch.time(lambda: call).seconds
+
+    def _attention(self, model: StripedHyena2) -> tuple[Line, float, float]:
+        """The line without the products of queries and keys, and the rates of these."""
+        flops = forward_flops(model.config, self._tokens)["attention"]
+        alone = self._products(self._tokens)
+        line = self._line(self._seconds(model, _FEW), max(self._seconds(model, self._tokens) - alone, 0.1 * alone))
+        if self._training:
+            return line, flops / alone, flops / alone
+        half = self._tokens // 2
+        with torch.no_grad():
+            _, state = model.hidden(self._ids(1, half))
+        behind = max(self._seconds(model, half, state) - line.at(half), alone / 2)
+        return line, flops / alone, forward_flops(model.config, half, half)["attention"] / behind
+
+    def _products(self, tokens: int) -> float:
+        """Causal attention alone."""
+        config, dtype = self._config, _DTYPES[self._numbers.dtype]
+        shape = 1, config.num_heads, tokens, config.head_dim
+        q, k, v = (torch.randn(shape, device=self._device, dtype=dtype, requires_grad=self._training) for _ in range(3))
+
+        def products() -> None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            if self._training:
+                y.backward(torch.ones_like(y))
+
+        return self._time(products)
+
+    def _line(self, few: float, all_: float) -> Line:
+        """Through the times of a few tokens and of all of them."""
+        slope = max(all_ - few, 0.0) / (self._tokens - _FEW)
+        return Line(fixed=max(few - slope * _FEW, 0.0), a_token=slope)
+
+    def _steps(self, model: StripedHyena2, kind: MixerKind) -> tuple[float, float]:
+        """A step of a block, which is what a model of two takes longer than one; and a step without any."""
+        one, two = (
+            time_decoding(tried, _FEW, rows=self._rows, tokens=_WRITTEN).step_seconds
+            for tried in (model, self._model(2 * kind.value))
+        )
+        block = max(two - one, 0.05 * one)
+        return block, max(one - block, 0.0)
+
+    def _ends(self, model: StripedHyena2) -> Line:
+        n = self._tokens
+        shape = 1, n, self._config.width
+        x_BLD = torch.randn(shape, device=self._device, dtype=model.embedding.weight.dtype)
+        ids_BL, ones_BL = self._ids(1, n), torch.ones(1, n, device=self._device)
+
+        def forward() -> None:
+            model.embedding(ids_BL)
+            log_probs_of(model.logits(x_BLD), ids_BL)
+
+        def both() -> None:
+            loss_sums(model.logits(x_BLD), ids_BL, ones_BL).weighted_nats.backward()
+
+        return Line(a_token=self._time(both if self._training else forward) / n)
+
+
+def _flops_of_a_token(config: ModelConfig, kind: MixerKind) -> int:
+    return sum(forward_flops(replace(config, layout=kind.value), 1).values())
