@@ -63,8 +63,8 @@ def generate(
         KVDtype,
         typer.Option(
             "--kv-dtype",
-            help="Keys and values of the tokens seen: auto keeps the model's numbers; fp8 rounds them, in half the memory"
-            " of bf16 or less.",
+            help="How attention keeps the tokens seen: auto in the model's numbers, fp8 rounded, in half the memory of"
+            " bf16.",
         ),
     ] = KVDtype.AUTO,
 ) -> None:
