@@ -11,10 +11,12 @@ from typer.core import TyperGroup
 from evo_cli.commands.bench import bench
 from evo_cli.commands.convert import convert
 from evo_cli.commands.doctor import doctor
+from evo_cli.commands.embed import embed
 from evo_cli.commands.evaluate import evaluate
 from evo_cli.commands.generate import generate
 from evo_cli.commands.models import models
 from evo_cli.commands.prepare import prepare
+from evo_cli.commands.scan import scan
 from evo_cli.commands.score import score
 from evo_cli.commands.train import train
 from evo_cli.mistakes import describe, drop_stdout, report
@@ -76,7 +78,7 @@ def evo(
     """
 
 
-for command in (prepare, train, score, generate, convert, models, doctor):
+for command in (prepare, train, score, scan, embed, generate, convert, models, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="eval")
 app.add_typer(bench, name="bench")
