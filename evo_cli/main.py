@@ -14,6 +14,7 @@ from evo_cli.commands.doctor import doctor
 from evo_cli.commands.embed import embed
 from evo_cli.commands.evaluate import evaluate
 from evo_cli.commands.generate import generate
+from evo_cli.commands.merge import merge
 from evo_cli.commands.models import models
 from evo_cli.commands.prepare import prepare
 from evo_cli.commands.scan import scan
@@ -78,7 +79,7 @@ def evo(
     """
 
 
-for command in (prepare, train, score, scan, embed, generate, convert, models, doctor):
+for command in (prepare, train, score, merge, scan, embed, generate, convert, models, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="eval")
 app.add_typer(bench, name="bench")
