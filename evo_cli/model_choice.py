@@ -66,9 +66,9 @@ def model_to_time(name: str, device: str, precision: Precision, backend: str) ->
     """
     import torch
 
-    from evo_cli.inference import BackendName, load_model, say, say_precision
+    from evo_cli.inference import BackendName, load_model, say
     from sh2.bench.models import random_model
-    from sh2.fp8 import fp8_lacks
+    from sh2.fp8 import fp8_lacks, precision_of
 
     config, stored = model_config(name)
     gpu = torch.device(device).type == "cuda"
@@ -87,6 +87,6 @@ def model_to_time(name: str, device: str, precision: Precision, backend: str) ->
     dtype = torch.bfloat16 if numbers.dtype == "bf16" else torch.float32
     model = random_model(config, device=device, dtype=dtype)
     model.use_precision(numbers.projections or numbers.dtype).use_backend(backend)
-    say(f"{name}: {sum(one.numel() for one in model.parameters()) / 1e6:,.1f}M random parameters, on {device}")
-    say_precision(model, chosen=precision is not Precision.AUTO)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{name}: {count / 1e6:,.1f}M random parameters, in {precision_of(model)}, on {device}")
     return model, numbers

@@ -100,7 +100,7 @@ def speeds_of(device: KnownDevice, config: ModelConfig, numbers: Numbers, *, row
         flops = forward_flops(one, 1)
         arithmetic = flops["projections"] + flops["feed_forward"]
         # two norms, each seven passes over float32 and one over the stream; two sums; the MLP's product
-        traffic = D * (2 * (7 * 4 + 2 * size) + 6 * size) + 3 * config.mlp_width * size
+        traffic = float(D) * (2 * (7 * 4 + 2 * size) + 6 * size) + 3 * config.mlp_width * size
         if kind is MixerKind.ATTENTION:
             traffic += 2 * D * (8 * 4 + 2 * size)
         else:

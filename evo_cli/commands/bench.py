@@ -1,4 +1,4 @@
-"""`evo bench`: how fast this machine runs the operators, against its own limits and against other implementations."""
+"""`evo bench`: how fast this machine runs operators and models, against its own limits and other implementations."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, DeviceOption
+from evo_cli.inference import BackendName, BackendOption, DeviceOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
     from sh2.bench.cases import Case
@@ -23,6 +23,15 @@ def main() -> None:
     """Time this machine, against its own limits."""
 
 
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE.jsonl", help="Also write one JSON object a row.")
+]
+TimedModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A preset, or a model folder or file; evo2_7b on a GPU, debug on a CPU."),
+]
+
+
 class DtypeName(StrEnum):
     """The dtype of activations and weights."""
 
@@ -32,7 +41,14 @@ class DtypeName(StrEnum):
 
 
 _GPU_DEFAULTS = {"lengths": "2048,8192,32768", "widths": "4096", "dtype": "bf16"}
-_CPU_DEFAULTS = {"lengths": "512,2048", "widths": "256", "dtype": "fp32"}
+_CPU_DEFAULTS = {
+    "lengths": "512,2048",
+    "widths": "256",
+    "dtype": "fp32",
+    "model": "debug",
+    "contexts": "64,1024",
+    "batches": "1,8",
+}
 
 
 @bench.command()
@@ -56,9 +72,7 @@ def ops(
         str, typer.Option("--peers", help="Other implementations beside ours: all, or names joined by commas.")
     ] = "all",
     no_peers: Annotated[bool, typer.Option("--no-peers", help="Time our operators only.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.jsonl", help="Also write one JSON object a row.")
-    ] = None,
+    output: OutputOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Time the hyena operators, featurizer and gates included, and print a TSV table.
@@ -77,7 +91,8 @@ def ops(
       evo bench ops --ops mr --lengths 32768 --widths 4096 --no-peers
       evo bench ops --lengths 2048,32768,1048576 -o record.jsonl
     """
-    from evo_cli.inference import resolve_device, say
+    from evo_cli.bench_tables import operator_table
+    from evo_cli.inference import resolve_device
     from evo_cli.output import check_outputs
 
     names = _peer_names(peers, no_peers)
@@ -93,56 +108,113 @@ def ops(
         dtype=defaults["dtype"] if dtype is DtypeName.AUTO else dtype,
         device=where,
     )
-    failed = _run(cases, names, backend=backend, backward=not forward_only, output=output)
+    _end(operator_table(cases, names, backend=backend, backward=not forward_only, output=output))
+
+
+@bench.command()
+def forward(
+    model: TimedModel = None,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", help="Tokens, joined by commas; 8192,131072 on a GPU, 512,2048 on a CPU.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")] = 1,
+    no_plain: Annotated[bool, typer.Option("--no-plain", help="Leave out the operators in plain torch.")] = False,
+    precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time a model that reads, and print a TSV table.
+
+    Timed is what `evo score` does: log-probabilities of all tokens, in pieces that carry the state, so the peak of
+    memory is that of a prefill too. `x_matmul` is the arithmetic done a second (attention as it is, causal) over that
+    of a large matrix product in the same dtype, measured here. Beside it runs the same model with its operators in
+    plain torch; a model whose logits are far from theirs (`error`) has no figure, and the command exits with 1.
+
+    A preset's name stands for its shape with random weights.
+
+    \b
+    Examples:
+      evo bench forward --model evo2_7b --lengths 8192,131072,524288 -o forward.jsonl
+      evo bench forward --model run/model --lengths 2048 --batch 8 --no-plain
+    """
+    from evo_cli.bench_tables import forward_table
+    from evo_cli.inference import resolve_device
+    from evo_cli.output import check_outputs
+
+    check_outputs([output], [])
+    where = resolve_device(device)
+    defaults = _CPU_DEFAULTS if where == "cpu" else {"lengths": "8192,131072", "model": "evo2_7b"}
+    failed = forward_table(
+        model or defaults["model"],
+        _numbers(defaults["lengths"] if lengths is None else lengths, "--lengths"),
+        batch=batch,
+        device=where,
+        precision=precision,
+        backend=backend,
+        plain=not no_plain and backend is not BackendName.REFERENCE and where != "cpu",
+        output=output,
+    )
+    _end(failed)
+
+
+@bench.command()
+def generate(
+    model: TimedModel = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option("--contexts", help="Tokens before, joined by commas; 1024,131072 on a GPU, 64,1024 on a CPU."),
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option("--batches", help="Samples at once, joined by commas; 1,64 on a GPU, 1,8 on a CPU.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=8, help="Tokens that each sample writes.")] = 64,
+    precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time a model that writes, and print a TSV table.
+
+    Samples of one random prompt are written as `evo generate` writes them, sampling included. `tokens_per_s` counts
+    all samples of a batch together; `x_limit` is that over `limit_tokens_per_s`, which copying what a step must read
+    (weights, states, keys and values) would allow, at the copy speed measured here. The first steps are not counted.
+
+    A preset's name stands for its shape with random weights.
+
+    \b
+    Examples:
+      evo bench generate --model evo2_7b --contexts 1024,131072 --batches 1,64 -o generate.jsonl
+      evo bench generate --model evo2_1b_base --contexts 1024 --batches 1
+    """
+    from evo_cli.bench_tables import generate_table
+    from evo_cli.inference import resolve_device
+    from evo_cli.output import check_outputs
+
+    check_outputs([output], [])
+    where = resolve_device(device)
+    defaults = _CPU_DEFAULTS if where == "cpu" else {"contexts": "1024,131072", "batches": "1,64", "model": "evo2_7b"}
+    failed = generate_table(
+        model or defaults["model"],
+        _numbers(defaults["contexts"] if contexts is None else contexts, "--contexts"),
+        _numbers(defaults["batches"] if batches is None else batches, "--batches"),
+        tokens=tokens,
+        device=where,
+        precision=precision,
+        backend=backend,
+        output=output,
+    )
+    _end(failed)
+
+
+def _end(failed: int) -> None:
+    """Exit with 1 if rows of ours have no figure."""
     if failed:
+        from evo_cli.inference import say
+
         typer.secho(f"error: {failed} of our rows failed the check and have no figure", fg="red", err=True)
         say("hint: `note` says what was wrong; `--backend reference` runs plain PyTorch")
         raise typer.Exit(1)
-
-
-def _run(cases: "list[Case]", peers: list[str], *, backend: str, backward: bool, output: Path | None) -> int:
-    """Print the table as it grows, and write it; return how many of our rows failed."""
-    import json
-    import shlex
-    import sys
-    from contextlib import nullcontext
-    from dataclasses import asdict
-
-    from evo_cli.inference import say
-    from evo_cli.output import open_output
-    from evo_cli.progress import counter
-    from sh2.bench.run import Bench, machine
-
-    device = cases[0].device
-    table = Bench(device=device, backend=backend, peers=peers, backward=backward)
-    found = machine(device)
-    limits = table.ceilings
-    say(
-        f"{found.get('gpu', 'cpu')}: copies {limits.copy_bytes_per_second / 1e9:,.0f} GB/s (read and written), "
-        f"multiplies bf16 matrices at {limits.matmul_flops_per_second / 1e12:,.1f} TFLOP/s"
-    )
-    common = {"backend": str(backend), "machine": found, "ceilings": asdict(limits)}
-    common["command"] = shlex.join(["evo", *sys.argv[1:]])
-    failed = 0
-    with (
-        open_output(output) if output else nullcontext() as stream,
-        counter("bench", total=table.count(cases), unit="rows") as advance,
-    ):
-        for number, row in enumerate(table.rows(cases)):
-            if number == 0:
-                typer.echo("\t".join(row.values()))
-            typer.echo("\t".join(_cell(value) for value in row.values().values()))
-            if stream:
-                stream.write(json.dumps({**row.values(), "failed": row.failed, **common}) + "\n")
-            failed += row.failed
-            advance(1)
-    return failed
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
 
 
 def _numbers(text: str, option: str) -> list[int]:
