@@ -95,28 +95,36 @@ def score_variants(common: ScoreRequest, request: VariantRequest) -> None:
     run = _describe(common, request, replicas, unit)
     mark = mark_of(replicas.config, replicas.precision)
     with open_table([Output(path=common.output, maker=maker)], run, mark=mark, overwrite=common.overwrite) as table:
-        if table is None:
-            return
-        own = common.pick(chain(head, alleles), unit)
-        for _ in islice(own, table.rows):  # done by an earlier run
-            pass
-        if request.background:
-            blocks = score_compared(replicas, own, reference, request.scoring, count=request.background)
-        else:
-            blocks = score_groups(replicas, own, reference, request.scoring, unit=unit, done=table.rows)
-        _Writer(request, reference, table).write(blocks)
+        if table is not None:
+            own = common.pick(chain(head, alleles), unit)
+            for _ in islice(own, table.rows):  # done by an earlier run
+                pass
+            if request.background:
+                blocks = score_compared(replicas, own, reference, request.scoring, count=request.background)
+            else:
+                blocks = score_groups(replicas, own, reference, request.scoring, unit=unit, done=table.rows)
+            _Writer(request, reference, table).write(blocks)
+    if table is not None:
+        table.tell_counts("alleles")
+        _tell_names(reference, table, head)
     if request.plot is not None and common.output is not None:
         from evo_cli.saturation_plot import plot_saturation
 
         plot_saturation(common.output, request.plot)
-    table.tell_counts("alleles")
-    _tell_names(reference, table, head)
 
 
 def _alleles(request: VariantRequest, reference: Reference) -> Iterator[Allele]:
     if request.regions is None:
         return read_vcf(Path(str(request.variants)))
-    return saturate(reference, read_regions(request.regions))
+    alleles = saturate(reference, read_regions(request.regions))
+    if request.plot is not None:
+        from evo_cli.saturation_plot import MOST_BASES
+
+        if alleles.bases > MOST_BASES:
+            raise DataError(f"{request.plot}: a picture shows at most {MOST_BASES:,} bp, not {alleles.bases:,}").hint(
+                "leave --plot out, or take smaller regions"
+            )
+    return alleles
 
 
 def read_regions(text: str) -> list[Interval]:
@@ -135,7 +143,7 @@ def read_regions(text: str) -> list[Interval]:
 
 def _unit(scoring: VariantOptions) -> int:
     """Alleles that belong together in a part of the work: whole stretches, where these share a window."""
-    return 512 if scoring.rule.share == 1 else 2048
+    return 192 if scoring.rule.share == 1 else 2048
 
 
 def _describe(common: ScoreRequest, request: VariantRequest, replicas: "Replicas", unit: int) -> Run:
