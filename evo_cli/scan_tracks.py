@@ -17,7 +17,7 @@ from data.reader import scan as scan_file
 from data.sequence import reverse_complement, to_upper_dna
 from data.source import Source
 from data.tracks import ReadTrack
-from evo_cli.scan_pieces import Piece, PieceFolder
+from evo_cli.scan_pieces import Piece
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
@@ -113,7 +113,7 @@ def read_contigs(path: Path) -> list[Contig]:
 
 
 class Scan:
-    """The scan of a file: computes what is missing of its pieces, and then reads tracks out of them."""
+    """The scan of a file: computes what is missing of its pieces in a folder, and then reads tracks out of them."""
 
     def __init__(
         self,
@@ -121,12 +121,14 @@ class Scan:
         contigs: Sequence[Contig],
         strands: Sequence[Strand],
         options: ScanOptions,
-        folder: PieceFolder,
+        folder: Path,
     ) -> None:
         self._path, self._contigs, self._options = path, contigs, options
         self._by_name = {contig.name: contig for contig in contigs}
         self._pieces = {
-            (contig.name, strand): folder.piece(contig.number, strand, rows=len(options.tracks), length=contig.length)
+            (contig.name, strand): Piece(
+                path=folder / f"{contig.number:07}.{strand}.f32", rows=len(options.tracks), length=contig.length
+            )
             for contig in contigs
             for strand in strands
         }

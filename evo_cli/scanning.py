@@ -19,7 +19,7 @@ from evo_cli.inference import BackendName, Precision, mark_of, open_replicas, sa
 from evo_cli.metadata import Run, describe_run
 from evo_cli.output import check_outputs
 from evo_cli.progress import counter
-from evo_cli.scan_pieces import PieceFolder
+from evo_cli.run_folder import RunFolder
 from evo_cli.scan_tracks import Contig, Scan, ScanOptions, Strand, read_contigs
 
 Parsed = TypeVar("Parsed")
@@ -57,11 +57,6 @@ class Request:
     @property
     def metadata_path(self) -> Path:
         return self._path("meta.json")
-
-    @property
-    def folder_path(self) -> Path:
-        """Where pieces lie until all is written."""
-        return self._path("partial")
 
     @property
     def outputs(self) -> list[Path]:
@@ -145,12 +140,12 @@ def run_scan(
         inputs={"genome": request.genome},
         options={"tracks": list(options.tracks), "context": options.context, "prepend_eod": options.prepend_eod},
     )
-    with PieceFolder(request.folder_path, run.identity, overwrite=overwrite) as folder:
-        scan = Scan(request.genome, contigs, request.scanned, options, folder)
+    with RunFolder(request.prefix, run.identity, overwrite=overwrite) as folder:
+        scan = Scan(request.genome, contigs, request.scanned, options, folder.path)
         done = [piece for piece in scan.pieces if piece.is_whole]
         if done:
             what = "contigs and strands" if len(request.scanned) > 1 else "contigs"
-            say(f"going on with {request.folder_path}: {len(done):,} of {len(scan.pieces):,} {what} are there")
+            say(f"going on with {folder.path}: {len(done):,} of {len(scan.pieces):,} {what} are there")
         total, start = (sum(piece.length for piece in pieces) for pieces in (scan.pieces, done))
         with counter("scan", total=total, start=start) as advance:
             scan.compute(replicas, advance)
