@@ -1,6 +1,7 @@
 """A model in memory from a folder, a published file or a name, and back to a folder."""
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sh2.checkpoint.folder import write_model_folder
-from sh2.checkpoint.source import open_model
+from sh2.checkpoint.source import Model, open_model
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
 from sh2.config import MixerKind, ModelConfig
 from sh2.errors import Sh2Error
@@ -44,15 +45,23 @@ def load(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise Sh2Error(f"dtype must be a floating type of torch such as torch.bfloat16, not {dtype!r}")
     devices = [_device(one) for one in parse_devices(device)]
-    source = open_model(path_or_name)
+    return build(open_model(path_or_name), devices, dtype, label=str(path_or_name))
+
+
+def build(
+    source: Model, devices: Sequence[torch.device], dtype: torch.dtype | None = None, *, label: str
+) -> StripedHyena2:
+    """Make a model from a configuration and tensors that are read one by one; `load` tells the rest.
+
+    Args:
+        label: what the tensors came from, for errors.
+    """
     with torch.device("meta"):
         model = StripedHyena2(source.config)
         for name, module in model.named_modules():
             if isinstance(module, InputProjection) and f"{name}.fp8_scales" in source.tensors:
                 module.fp8_scales = torch.empty(2, dtype=torch.float32)
-    check_tensors(
-        source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, str(path_or_name)
-    )
+    check_tensors(source.tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, label)
     dtypes = _dtypes(source.tensors, dtype)
     placement = _placement(source.config, source.tensors, dtypes, devices)
     tensors = {name: _placed(lazy, placement.of(name), dtypes[name]) for name, lazy in source.tensors.items()}
@@ -100,7 +109,7 @@ def _dtypes(tensors: Tensors, dtype: torch.dtype | None) -> dict[str, torch.dtyp
 
 
 def _placement(
-    config: ModelConfig, tensors: Tensors, dtypes: dict[str, torch.dtype], devices: list[torch.device]
+    config: ModelConfig, tensors: Tensors, dtypes: dict[str, torch.dtype], devices: Sequence[torch.device]
 ) -> Placement:
     """Where each tensor goes, from what the tensors will weigh."""
     sizes, rest = [0] * config.num_layers, 0
