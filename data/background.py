@@ -59,7 +59,7 @@ def background(
             continue
         ref, alt = core.at(bases, at, f"{draw}\t{at}")
         one = Allele(chrom=allele.chrom, pos=window.start + at + 1, id=".", ref=ref, alt=alt)
-        outcome = _written(left_aligned(reference, contig, one) if core.moves else one)
+        outcome = _written(left_aligned(reference, contig, one))
         if outcome not in outcomes:
             outcomes.add(outcome)
             made.append(one)
@@ -77,8 +77,7 @@ def _shuffled(size: int, draw: str) -> npt.NDArray[np.intp]:
 
 
 class _Core:
-    """What an allele changes. span: bases of the reference that a variant of the kind writes as REF. moves: whether
-    the same outcome can be written at several places."""
+    """What an allele changes. span: bases of the reference that a variant of the kind writes as REF."""
 
     def __init__(self, allele: Allele) -> None:
         ref, alt = allele.ref.upper(), allele.alt.upper()
@@ -87,8 +86,7 @@ class _Core:
         while ref and alt and ref[0] == alt[0]:
             ref, alt = ref[1:], alt[1:]
         self.ref, self.alt = ref, alt
-        self.moves = not (ref and alt)
-        self.span = len(ref) + self.moves
+        self.span = len(ref) + (not (ref and alt))  # insertions and deletions are written with the base before
 
     def places(self, bases: bytes, order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Where in the window a variant of the kind can be, in the order of drawing, the best matches first."""

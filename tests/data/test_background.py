@@ -158,6 +158,8 @@ def test_every_place_is_as_likely(genome: Reference) -> None:
         ("AAAAAAAA", allele(3, "A", "AA"), []),
         ("AAAAAAAA", allele(3, "AA", "A"), []),
         ("AAAAAACG", allele(3, "A", "AA"), [(7, "C", "CA"), (8, "G", "GA")]),
+        # two of the places make of this delins the same insertion
+        ("ACA", allele(2, "C", "ACA"), [(3, "A", "ACA")]),
         ("A", allele(1, "A", "C"), []),
         # no window, no variants
         ("AAAA", allele(2, "A", "<DEL>"), []),
