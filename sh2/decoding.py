@@ -8,15 +8,16 @@ Knows nothing of sampling.
 
 # R rows, S places of the memory for keys and values, V vocabulary
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from sh2.mixers import Attention, AttentionState, KVDtype, KVSlots, MixerState
+from sh2.mixers import Attention, AttentionState, FirState, KVDtype, KVSlots, MixerState, ModalState
 from sh2.mixers.cache import lengthened
 from sh2.model import StripedHyena2
-from sh2.state import BlockState, ModelState, select
+from sh2.state import ModelState, map_state, select
 
 _SPARE = 65_536  # tokens of all rows together that there is room for beyond what they hold, at least
 _EAGER_STEPS = 2  # before a step is recorded: they compile kernels and fill caches, which a recording must not
@@ -68,7 +69,7 @@ class Decoder:
         identity = list(places.items()) == [(row, row) for row in range(self.rows)]
         if not self._state:
             take_over = give and identity and len(logits_BV) == self.rows
-            self._state = _map(state, lambda part: _slots_like(part, self.rows, self._room(), take_over=take_over))
+            self._state = map_state(state, lambda part: _slots_like(part, self.rows, self._room(), take_over=take_over))
             self._places = min(_places(self._state), default=1 << 62)
         self._make_room()
         for mine, theirs in zip(_parts(self._state), _parts(state), strict=True):
@@ -124,7 +125,7 @@ class Decoder:
         self._graph, self._eager_steps = None, 0
         room, blocks, self._state = self._room(), list(self._state), ()
         for layer in range(len(blocks)):  # one at a time: the memory that a layer leaves is free for the next
-            (blocks[layer],) = _map((blocks[layer],), lambda part: _longer(part, room))
+            (blocks[layer],) = map_state((blocks[layer],), lambda part: _longer(part, room))
         self._state, self._places = tuple(blocks), room
 
     def _room(self) -> int:
@@ -157,14 +158,11 @@ def _places(state: ModelState) -> Iterator[int]:
     return (part.keys_BSJC.shape[1] for part in _parts(state) if isinstance(part, KVSlots))
 
 
-def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> ModelState:
-    return tuple(BlockState(*(None if part is None else change(part) for part in block)) for block in state)
-
-
 def _slots_like(part: MixerState, rows: int, room: int, *, take_over: bool) -> MixerState:
     """Memory for so many rows of what a state holds; taken over, that of the state itself."""
-    if not isinstance(part, AttentionState):
+    if isinstance(part, FirState | ModalState):
         return type(part)(*(tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in part))
+    assert isinstance(part, AttentionState)
     end_B = torch.zeros(rows, dtype=torch.int64, device=part.keys_BSJC.device)
     if take_over and part.cache is not None:
         return KVSlots.of(part.cache.memory, end_B)
@@ -190,6 +188,8 @@ def _fill(mine: MixerState, theirs: MixerState, places: Mapping[int, int], lengt
                 for memory, past in zip(mine.entries.tensors(), theirs.entries.tensors(), strict=True):
                     memory[slot, :length] = past[source]
         return
+    assert isinstance(mine, FirState | ModalState)
     slots, sources = (torch.tensor(list(some), device=mine[0].device) for some in (places, places.values()))
-    for memory, past in zip(mine, theirs, strict=True):
-        memory[slots] = past[sources]
+    assert type(theirs) is type(mine)
+    for tensor, past in zip(mine, cast(tuple[Tensor, ...], theirs), strict=True):
+        tensor[slots] = past[sources]

@@ -28,6 +28,9 @@ _SEEDS = 1 << 63
 _WORTH_RECORDING = 256  # tokens to come, for which a step of fewer rows is recorded
 
 
+_Job = tuple[int, tuple[int, int]]  # number among all; prompt and sample
+
+
 class End(StrEnum):
     """What ended a sample."""
 
@@ -306,12 +309,12 @@ class _Writer:
         return ended
 
     @torch.inference_mode()
-    def _start(self, slots: Sequence[int], jobs: Sequence[tuple[int, tuple[int, int]]]) -> None:
+    def _start(self, slots: Sequence[int], jobs: Sequence[_Job]) -> None:
         """Begin samples in slots: read their prompts, each once, or take the state of one that was kept."""
         length, prompts = self.options.length, [self.prompts[prompt] for _, (prompt, _) in jobs]
-        for slot, (number, (prompt, sample)) in zip(slots, jobs, strict=True):
+        for slot, (number, (of, sample)) in zip(slots, jobs, strict=True):
             ids, log_probs = np.empty(length, dtype=np.int64), np.empty(length, dtype=np.float32)
-            self.active[slot] = _Sample(number=number, prompt=prompt, sample=sample, ids=ids, log_probs=log_probs)
+            self.active[slot] = _Sample(number=number, prompt=of, sample=sample, ids=ids, log_probs=log_probs)
         self.history.start(slots, prompts)
         drawn = [_uniforms(self.options.seed, self.prompts[prompt], sample, length) for _, (prompt, sample) in jobs]
         self.uniforms_RT[torch.tensor(slots, device=self.device)] = torch.stack(drawn).to(self.device)
@@ -321,10 +324,8 @@ class _Writer:
         wanted = key_of(self.prompts[self.waiting.head[1][0]]) if self.waiting.head else None
         known, self.kept = self.kept, None
         fresh = [prompt for prompt in prompts if known is None or key_of(prompt) not in known[0]]
-        for keys, state, logits_BV in [
-            *([known] if known else []),
-            *read_prompts(self.model, fresh, chunk=self.options.chunk),
-        ]:
+        read = chain([known] if known else [], read_prompts(self.model, fresh, chunk=self.options.chunk))
+        for keys, state, logits_BV in read:
             self._put(slots_of, keys, state, logits_BV, give=wanted not in keys)
             if wanted in keys:
                 row = torch.tensor([keys.index(wanted)], device=self.device)
@@ -373,19 +374,19 @@ class _Record:
 class _Lookahead:
     """Jobs that wait, of which the first is known."""
 
-    def __init__(self, jobs: Iterable[tuple[int, tuple[int, int]]]) -> None:
+    def __init__(self, jobs: Iterable[_Job]) -> None:
         self._jobs = iter(jobs)
         self.head = next(self._jobs, None)
 
-    def take(self, count: int) -> list[tuple[int, tuple[int, int]]]:
+    def take(self, count: int) -> list[_Job]:
         """The next jobs, as many as there are up to a number."""
-        taken = []
+        taken: list[_Job] = []
         while self.head is not None and len(taken) < count:
             taken.append(self.head)
             self.head = next(self._jobs, None)
         return taken
 
-    def put_back(self, jobs: Sequence[tuple[int, tuple[int, int]]]) -> None:
+    def put_back(self, jobs: Sequence[_Job]) -> None:
         """Let jobs that were taken last wait again."""
         if jobs:
             rest = [] if self.head is None else [self.head]

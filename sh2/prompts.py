@@ -49,7 +49,8 @@ def read_prompts(
     """
     rows = [np.frombuffer(key, dtype=np.int64) for key in dict.fromkeys(map(key_of, prompts))]
     rows.sort(key=len, reverse=True)
-    for members in batches_of_equal_length([len(row) for row in rows], max_tokens=8 * chunk, chunk=chunk):
+    # states of long prompts are large, and have to be put somewhere: of those a few chunks long, one at a time
+    for members in batches_of_equal_length([len(row) for row in rows], max_tokens=8 * chunk, chunk=8 * chunk):
         ids_BL = to_batch([rows[member] for member in members], model.embedding.weight.device)
         last_BD, state = read(model, ids_BL, most=chunk)
         yield [rows[member].tobytes() for member in members], state, model.logits(last_BD)

@@ -27,13 +27,21 @@ class BlockState(NamedTuple):
 ModelState = tuple[BlockState, ...]
 
 
+def map_state(state: ModelState, change: Callable[[MixerState], MixerState]) -> ModelState:
+    """Change the state of every mixer."""
+    return tuple(
+        BlockState(change(block.mixer), None if block.feed_forward is None else change(block.feed_forward))
+        for block in state
+    )
+
+
 def select(state: ModelState, rows: Tensor) -> ModelState:
     """Pick rows by index, in that order; an index may come more than once.
 
     Args:
         rows: [B'] int64.
     """
-    return _map(state, lambda part: _select(part, rows.to(part[0].device)))
+    return map_state(state, lambda part: _select(part, rows.to(part[0].device)))
 
 
 def reset(state: ModelState, rows: Tensor) -> ModelState:
@@ -42,7 +50,7 @@ def reset(state: ModelState, rows: Tensor) -> ModelState:
     Args:
         rows: [B] bool.
     """
-    return _map(state, lambda part: _reset(part, rows.to(part[0].device)))
+    return map_state(state, lambda part: _reset(part, rows.to(part[0].device)))
 
 
 def join(states: Sequence[ModelState]) -> ModelState:
@@ -54,13 +62,6 @@ def join(states: Sequence[ModelState]) -> ModelState:
             BlockState(_join([block.mixer for block in blocks]), _join(feed_forwards) if feed_forwards else None)
         )
     return tuple(joined)
-
-
-def _map(state: ModelState, change: Callable[[MixerState], MixerState]) -> ModelState:
-    return tuple(
-        BlockState(change(block.mixer), None if block.feed_forward is None else change(block.feed_forward))
-        for block in state
-    )
 
 
 def _select(part: MixerState, rows: Tensor) -> MixerState:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import sh2
+from evo_cli.generating import jobs
 from tests.evo_cli.cli import evo
 
 
@@ -100,9 +101,43 @@ def test_motifs_repeats_and_min_p_hold_and_the_header_says_so(model_folder: Path
         assert header.endswith(f"{settings} end={one.end}")
 
 
+def test_two_copies_of_the_model_write_what_one_writes(tmp_path: Path, model_folder: Path) -> None:
+    path = tmp_path / "prompts.fa"
+    path.write_text(">p1\nACGTACGT\n>p2\nG\n>p3\nTTTT\n")
+    common = ("generate", "-m", model_folder, "--prompts", path, "-n", 15, "-k", 5)
+    one, two = evo(*common, "--device", "cpu"), evo(*common, "--device", "cpu,cpu")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert one.stdout == two.stdout
+    assert one.stdout.count(">") == 15
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 7, 100])
+def test_jobs_cut_the_samples_in_order(count: int) -> None:
+    prompts = [b"A", b"CC", b"GGG"]
+    cut = list(jobs(prompts, 5, count))
+    assert all(len(job.samples) == count for job in cut[:-1])
+    samples = [(job.first + prompt, sample, job.prompts[prompt]) for job in cut for prompt, sample in job.samples]
+    assert samples == [(p, k, prompts[p]) for p in range(3) for k in range(5)]
+    endless = jobs(prompts, 10**15, count)  # taken one by one
+    assert next(endless).samples == tuple((0, sample) for sample in range(count))
+
+
+def test_keys_and_values_in_fp8_are_said_in_the_header(model_folder: Path) -> None:
+    result = evo(
+        "generate", "-m", model_folder, "-p", "ACGT", "-n", 20, "-t", 0, "--no-stop-at-eod", "--kv-dtype", "fp8"
+    )
+    assert result.returncode == 0, result.stderr
+    ((header, text),) = fasta(result.stdout).items()
+    assert header.endswith("top_p=1 kv_dtype=fp8 end=length")
+    model = sh2.load(model_folder).use_kv_dtype("fp8")
+    (want,) = sh2.generate(model, ["ACGT"], length=20, temperature=0, alphabet="ACGT", stop_at_eod=False)
+    assert text == want.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--kv-dtype", "fp4"), "'fp4' is not one of 'auto', 'fp8'."),
         (("--min-p", 1.5), "Invalid value for --min-p: must lie in 0..1, not 1.5"),
         (("--min-p", "nan"), "Invalid value for --min-p: must lie in 0..1, not nan"),
         (("--forbid", "GAATTC,GANTC"), "--forbid: a motif must be of A, C, G and T, one or more, not `GANTC`"),
