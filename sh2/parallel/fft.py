@@ -1,0 +1,149 @@
+"""Hyena-LI by a Fourier transform across ranks (paper sections 4, A.2.4 and A.3, p2p FFT).
+
+A causal convolution of L tokens is a cyclic one of 2L with zeros behind them. The zeros make the transform's first
+stage local: the even frequencies are those of x, the odd ones those of x_n exp(-i pi n / L). Two transforms remain.
+
+Each is of length L and runs over C pieces, a power of two, by decimation in frequency. For h = C/2, C/4, ..., 1 pieces
+c and c xor h trade what they hold; the lower one keeps the sum, the upper one the difference, twiddled. After that a
+piece has to itself the frequencies that are the bit-reversal of its number modulo C, and ends with a transform of its
+own. The inverse goes the same stages backwards, so nothing is ever permuted.
+
+The filter h_t = sum_n R_n lambda_n^t, t < L, is not transformed at all: at any frequency it is a geometric series,
+
+    sum_n R_n (1 - lambda_n^L u^L) / (1 - lambda_n u),   u = exp(-i theta)
+
+The featurizer takes its halo from the piece before, the gates stay outside. Everything is complex64 (complex128 for
+float64 inputs), the filter's spectrum float64. The state is less work (`modal`): this is here because the paper has it.
+"""
+
+# B batch, P pieces a rank, C pieces in all, X = B P rows, l tokens a piece, L = C l, D width, E = 3D, N modes
+# T = 2 transforms, of the even and the odd frequencies
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kernels import channel_fir
+from sh2.parallel.exchange import Ranks, exchanged
+from sh2.parallel.halo import Filters, Operator, borders, from_before
+
+
+def by_fft(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Apply Hyena-LI: y = q * (h conv (k * v) + D * (k * v)), the long convolution across ranks; in plain torch."""
+    with torch.autocast(z_BLE.device.type, enabled=False):
+        wide = torch.promote_types(z_BLE.dtype, torch.float32)
+        featurizer_EF, log_poles_DN, residues_DN, skip_D = (
+            tensor.to(wide) for tensor in (filters[0], *filters[2:]) if tensor is not None
+        )
+        bias_E = filters[1]
+        z_XlE, _, tail_XHE = borders(ranks, z_BLE, featurizer_EF.shape[1] - 1)
+        f_XlE, _ = channel_fir(z_XlE.to(wide), featurizer_EF, from_before(ranks, tail_XHE).to(wide))
+        q_XlD, k_XlD, v_XlD = (f_XlE if bias_E is None else f_XlE + bias_E.to(wide)).chunk(3, dim=-1)
+        w_XlD = k_XlD * v_XlD
+        c_XlD = convolve(ranks, w_XlD, log_poles_DN, residues_DN)
+        return ranks.shards.unrows(q_XlD * torch.addcmul(c_XlD, w_XlD, skip_D)).to(z_BLE.dtype)
+
+
+def convolve(ranks: Ranks, w_XlD: Tensor, log_poles_DN: Tensor, residues_DN: Tensor) -> Tensor:
+    """Convolve whole sequences with the modal filter."""
+    shards, length = ranks.shards, w_XlD.shape[1]
+    total = shards.count * length
+    w_PBlD = shards.by_piece(w_XlD)
+    twist_Pl = torch.stack([_turns(2 * total, piece * length, length, w_XlD) for piece in shards.mine])
+    twist_P1l1 = twist_Pl[:, None, :, None]
+    x_PTBlD = torch.stack([w_PBlD.to(twist_P1l1.dtype), w_PBlD * twist_P1l1], dim=1)
+    spectrum_PTBlD = forward(ranks, x_PTBlD)
+    filter_PTlD = transfer(ranks, log_poles_DN.double(), residues_DN.double(), length)
+    spectrum_PTBlD = spectrum_PTBlD * filter_PTlD[:, :, None].to(spectrum_PTBlD.dtype)
+    even_PBlD, odd_PBlD = inverse(ranks, spectrum_PTBlD).unbind(1)
+    return shards.by_row((even_PBlD + odd_PBlD * twist_P1l1.conj()).real / 2)
+
+
+def forward(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
+    """Transform whole sequences; piece c comes to hold the frequencies C k + bit-reversal of c, k = 0 .. l-1."""
+    distance = ranks.shards.count // 2
+    while distance:
+        other_PTBlD = _trade(ranks, distance, x_PTBlD)
+        upper = _upper(ranks, distance, x_PTBlD.device)
+        turn = _stage_turns(ranks, distance, x_PTBlD)
+        x_PTBlD = torch.where(upper, (other_PTBlD - x_PTBlD) * turn, x_PTBlD + other_PTBlD)
+        distance //= 2
+    return torch.fft.fft(x_PTBlD, dim=3)
+
+
+def inverse(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
+    """Undo `forward`."""
+    x_PTBlD = torch.fft.ifft(x_PTBlD, dim=3)
+    distance = 1
+    while distance < ranks.shards.count:
+        upper = _upper(ranks, distance, x_PTBlD.device)
+        x_PTBlD = torch.where(upper, x_PTBlD * _stage_turns(ranks, distance, x_PTBlD).conj(), x_PTBlD)
+        other_PTBlD = _trade(ranks, distance, x_PTBlD)
+        x_PTBlD = torch.where(upper, other_PTBlD - x_PTBlD, x_PTBlD + other_PTBlD) / 2
+        distance *= 2
+    return x_PTBlD
+
+
+def transfer(ranks: Ranks, log_poles_DN: Tensor, residues_DN: Tensor, length: int) -> Tensor:
+    """Return the filter's spectrum [P, T, l, D] where `forward` leaves a sequence's, in closed form.
+
+    Its values span what the memories of its modes do, to thousands and more: in float32, gradients would lose that.
+
+    Args:
+        log_poles_DN: float64. residues_DN: float64.
+        length: tokens a piece.
+    """
+    shards, device = ranks.shards, log_poles_DN.device
+    bits = shards.count.bit_length() - 1
+    first_P = torch.tensor([_reversed(piece, bits) for piece in shards.mine], device=device)
+    k_Pl = first_P[:, None] + shards.count * torch.arange(length, device=device)
+    odd_T1 = torch.arange(2, device=device)[:, None]
+    theta_PTl1 = (2 * k_Pl[:, None] + odd_T1)[..., None].double() * (math.pi / (shards.count * length))
+    spectrum = torch.zeros((), device=device)
+    for log_pole_D, residue_D in zip(log_poles_DN.unbind(1), residues_DN.unbind(1), strict=True):
+        # what backward needs of a mode is as large as the spectrum: made again rather than kept, for all of them
+        spectrum = spectrum + checkpoint(
+            _series, log_pole_D, residue_D, theta_PTl1, shards.count * length, use_reentrant=False
+        )
+    return spectrum
+
+
+def _series(log_pole_D: Tensor, residue_D: Tensor, theta_PTl1: Tensor, total: int) -> Tensor:
+    """A mode's spectrum [P, T, l, D]; nothing cancels where the pole and exp(-i theta) are both near 1."""
+    pole_D = torch.exp(log_pole_D)
+    below = torch.complex(
+        2 * pole_D * torch.sin(theta_PTl1 / 2) ** 2 - torch.expm1(log_pole_D), pole_D * torch.sin(theta_PTl1)
+    )
+    end_TD = torch.stack([-torch.expm1(log_pole_D * total), 1 + torch.exp(log_pole_D * total)])
+    return (residue_D * end_TD)[:, None] / below
+
+
+def _trade(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
+    return torch.view_as_complex(exchanged(ranks.across(distance), torch.view_as_real(x_PTBlD)))
+
+
+def _upper(ranks: Ranks, distance: int, device: torch.device) -> Tensor:
+    """Which of this rank's pieces are the upper ones of their pairs, bool [P, 1, 1, 1, 1]."""
+    upper = [bool(piece & distance) for piece in ranks.shards.mine]
+    return torch.tensor(upper, device=device)[:, None, None, None, None]
+
+
+def _stage_turns(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
+    """The twiddle factors of a stage [P, 1, 1, l, 1]."""
+    length = x_PTBlD.shape[3]
+    return torch.stack(
+        [_turns(2 * distance * length, piece % distance * length, length, x_PTBlD.real) for piece in ranks.shards.mine]
+    )[:, None, None, :, None]
+
+
+def _turns(period: int, first: int, count: int, like: Tensor) -> Tensor:
+    """exp(-2 pi i n / period) for n = first .. first+count-1, complex of like's precision."""
+    n = torch.arange(first, first + count, device=like.device, dtype=torch.float64)
+    angle = n * (-2 * math.pi / period)
+    return torch.complex(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
+
+
+def _reversed(number: int, bits: int) -> int:
+    return int(f"{number:0{bits}b}"[::-1], 2) if bits else 0

@@ -1,0 +1,136 @@
+"""FIR filters over pieces of a sequence: what a piece needs of the past is the end of the piece before, its halo.
+
+Hyena-SE and Hyena-MR see F-1 tokens back with the featurizer and K-1 more with the inner filter, H = F + K - 2 in all.
+The operator is a causal map (z, state) -> (y, state), so all three ways are a few calls of it:
+
+    state             the state after a piece depends on its last H rows alone. It is made of them first and sent, and
+                      the piece runs from zeros meanwhile: all but its first H outputs are right. Those run again from
+                      the state that came in. Sent: F-1 rows of z and K-1 of the gated input.
+    p2p               the last H rows of z are sent; the state is made of them, and the piece runs from it (paper 4).
+    p2p-overlapped    the same rows travel while the piece runs from zeros (paper 4; there the halo's part is added to
+                      the first outputs, which the gates around the filter do not allow: they run again).
+"""
+
+# B batch, P pieces a rank, X = B P rows, l tokens a piece, D width, E = 3D, F featurizer taps, K inner taps, H rows
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import FirState
+from sh2.errors import Sh2Error
+from sh2.parallel.exchange import Ranks, Started, start
+
+Operator = Callable[..., tuple[Tensor, Any]]
+"""A hyena operator: called with a projection, the filters and a state, it returns the outputs and the state after."""
+Filters = tuple[Tensor | None, ...]
+"""What an operator takes between a projection and a state."""
+
+
+def by_state(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Send states, and run the piece while they travel."""
+    z_XlE, head_XHE, tail_XHE = _with_borders(ranks, filters, z_BLE)
+    sent = _send(ranks, *operator(tail_XHE, *filters, None)[1])
+    y_XlD, _ = operator(z_XlE, *filters, None)
+    state = FirState(*_received(ranks, sent))
+    y_XHD, _ = operator(head_XHE, *filters, state)
+    return ranks.shards.unrows(_Patch.apply(y_XlD, y_XHD))
+
+
+def by_halo(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Send inputs, wait for those of the piece before, and run."""
+    z_XlE, _, tail_XHE = _with_borders(ranks, filters, z_BLE)
+    (halo_XHE,) = _received(ranks, _send(ranks, tail_XHE))
+    y_XlD, _ = operator(z_XlE, *filters, _state_of(ranks, operator, filters, halo_XHE))
+    return ranks.shards.unrows(y_XlD)
+
+
+def by_halo_overlapped(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Send inputs, and run the piece while they travel."""
+    z_XlE, head_XHE, tail_XHE = _with_borders(ranks, filters, z_BLE)
+    sent = _send(ranks, tail_XHE)
+    y_XlD, _ = operator(z_XlE, *filters, None)
+    (halo_XHE,) = _received(ranks, sent)
+    y_XHD, _ = operator(head_XHE, *filters, _state_of(ranks, operator, filters, halo_XHE))
+    return ranks.shards.unrows(_Patch.apply(y_XlD, y_XHD))
+
+
+def borders(ranks: Ranks, z_BLE: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pieces as rows, and copies of the first and the last tokens of each.
+
+    Raises:
+        Sh2Error: the pieces are shorter than that.
+    """
+    z_XlE = ranks.shards.rows(z_BLE)
+    if z_XlE.shape[1] < rows:
+        raise Sh2Error(
+            f"the sequence is cut into pieces of {z_XlE.shape[1]} tokens, and a filter looks back over {rows}"
+        ).hint("use longer sequences, fewer ranks, or the method a2a")
+    return _Borders.apply(z_XlE, rows)
+
+
+def from_before(ranks: Ranks, tail_XHE: Tensor) -> Tensor:
+    """Return the last rows of the piece before every piece; zeros before the first."""
+    (halo_XHE,) = _received(ranks, _send(ranks, tail_XHE))
+    return halo_XHE
+
+
+def _with_borders(ranks: Ranks, filters: Filters, z_BLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    featurizer_EF, _, taps_GK, _ = filters
+    assert featurizer_EF is not None
+    assert taps_GK is not None
+    return borders(ranks, z_BLE, featurizer_EF.shape[1] + taps_GK.shape[1] - 2)
+
+
+def _send(ranks: Ranks, *tensors_XHE: Tensor) -> Started:
+    return start(ranks.to_next, *(ranks.shards.by_piece(tensor) for tensor in tensors_XHE))
+
+
+def _received(ranks: Ranks, sent: Started) -> tuple[Tensor, ...]:
+    return tuple(ranks.shards.by_row(tensor) for tensor in sent.finish())
+
+
+def _state_of(ranks: Ranks, operator: Operator, filters: Filters, halo_XHE: Tensor) -> FirState:
+    """The state after a halo. A sequence starts with zeros, not with what a featurizer's bias makes of them."""
+    featurizer_XPE, inner_XPD = operator(halo_XHE, *filters, None)[1]
+    later = torch.tensor([piece > 0 for piece in ranks.shards.mine], device=inner_XPD.device)
+    later_X11 = later.repeat(len(inner_XPD) // len(later))[:, None, None]
+    return FirState(featurizer_XPE, inner_XPD * later_X11)
+
+
+class _Borders(torch.autograd.Function):
+    """Copies of the first and last rows. Slices cost what a filter does: each has a gradient of the whole size."""
+
+    @staticmethod
+    def forward(ctx: Any, z_XlE: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.rows = rows
+        return z_XlE.view_as(z_XlE), z_XlE[:, :rows].clone(), z_XlE[:, z_XlE.shape[1] - rows :].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        dz_XlE, dhead_XHE, dtail_XHE = grads
+        dz_XlE = dz_XlE.clone()
+        dz_XlE[:, : ctx.rows] += dhead_XHE
+        dz_XlE[:, dz_XlE.shape[1] - ctx.rows :] += dtail_XHE
+        return dz_XlE, None
+
+
+class _Patch(torch.autograd.Function):
+    """Puts rows in place of the first ones, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y_XlD: Tensor, head_XHD: Tensor) -> Tensor:
+        ctx.rows = head_XHD.shape[1]
+        y_XlD[:, : ctx.rows] = head_XHD
+        ctx.mark_dirty(y_XlD)
+        return y_XlD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (dy_XlD,) = grads
+        dhead_XHD = dy_XlD[:, : ctx.rows].clone()
+        dy_XlD = dy_XlD.clone()
+        dy_XlD[:, : ctx.rows] = 0
+        return dy_XlD, dhead_XHD

@@ -1,0 +1,54 @@
+"""Hyena-LI over pieces of a sequence: its filter is a diagonal linear recurrence, so a piece needs the modes before it.
+
+With e_j the modes that piece j of l tokens adds to the modes at its end, the modes before piece c are, exactly,
+
+    s_c = sum_(j<c) lambda^(l (c-1-j)) e_j
+
+All e_j are gathered at once: N numbers a channel and piece, whatever the length. (Not in the paper, which convolves
+long filters by all-to-all or by an FFT across ranks.) Backward is the mirror image: the gradients of the e_j are summed
+over the later pieces and scattered.
+"""
+
+# B batch, P pieces a rank, C pieces in all, X = B P rows, l tokens a piece, D width, E = 3D, N modes, H rows
+
+import torch
+from torch import Tensor
+
+from kernels import ModalState
+from sh2.parallel.exchange import AllGather, Ranks, exchanged
+from sh2.parallel.halo import Filters, Operator, borders, from_before
+
+
+def by_state(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Run every piece from zero for the modes at its end, gather these, and run it from the modes before it."""
+    featurizer_EF, _, log_poles_DN, _, _ = filters
+    assert featurizer_EF is not None
+    assert log_poles_DN is not None
+    z_XlE, _, tail_XHE = borders(ranks, z_BLE, featurizer_EF.shape[1] - 1)
+    halo_XHE = from_before(ranks, tail_XHE)
+    wide = torch.promote_types(z_BLE.dtype, torch.float32)
+    zeros_XDN = z_XlE.new_zeros(len(z_XlE), *log_poles_DN.shape, dtype=wide)
+    _, end = operator(z_XlE, *filters, ModalState(halo_XHE, zeros_XDN))
+    modes_XDN = before(ranks, end.modes_BDN, log_poles_DN, z_XlE.shape[1])
+    y_XlD, _ = operator(z_XlE, *filters, ModalState(halo_XHE, modes_XDN))
+    return ranks.shards.unrows(y_XlD)
+
+
+def before(ranks: Ranks, added_XDN: Tensor, log_poles_DN: Tensor, length: int) -> Tensor:
+    """Turn what every piece adds to the modes into the modes before this rank's pieces.
+
+    Args:
+        length: tokens a piece.
+    """
+    shards = ranks.shards
+    gathered = exchanged(AllGather(ranks.group), shards.by_piece(added_XDN)).flatten(0, 1)
+    added_CBDN = gathered[shards.order]
+    log_decay_DN = log_poles_DN.to(added_CBDN.dtype) * length
+    piece = torch.arange(shards.count, device=log_decay_DN.device)
+    modes = []
+    for mine in shards.mine:
+        steps_C11 = (mine - 1 - piece).clamp(min=0)[:, None, None]
+        # the first piece takes nothing of all: its graph is that of all others, and so is its backward
+        decay_CDN = torch.exp(log_decay_DN * steps_C11) * (piece < mine)[:, None, None]
+        modes.append(torch.einsum("cdn,cbdn->bdn", decay_CDN, added_CBDN))
+    return shards.by_row(torch.stack(modes))
