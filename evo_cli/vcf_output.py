@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pysam
+from pysam import bcftools
 
 from data.errors import DataError
 from data.source import Source
@@ -58,7 +59,7 @@ def write_vcf(variants: Path, name: Path, table: Path, target: Path) -> None:
         with plain.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.writelines(f"{text}\n" for text in _annotated(_lines(variants), scores))
         if has_suffix(name, ".bcf"):
-            _to_bcf(plain, target)
+            _to_bcf(plain, target, name)
         elif has_suffix(name, ".vcf"):
             shutil.copyfile(plain, target)
         else:
@@ -76,9 +77,13 @@ class _Scores:
     def of(self, cells: Sequence[str]) -> list[str]:
         """The INFO fields of the record with these cells."""
         scored = list(islice(self._rows, cells[4].count(",") + 1))
-        if [row[: len(_PLACE)] for row in scored] != [(*cells[:4], alt) for alt in cells[4].split(",")]:
+        chrom, pos, name, ref, alts = cells[: len(_PLACE)]
+        # a position may be written with zeros before it
+        if [row[: len(_PLACE)] for row in scored] != [
+            (chrom, str(int(pos)), name, ref, alt) for alt in alts.split(",")
+        ]:
             raise DataError(
-                f"{self._variants}: {cells[0]}:{cells[1]} is not the variant that was scored here: the file has changed"
+                f"{self._variants}: {chrom}:{pos} is not the variant that was scored here: the file has changed"
             ).hint("score it again, with --overwrite")
         return [
             f"{_PREFIX}{name.upper()}=" + ",".join("." if row[index] == "NA" else row[index] for row in scored)
@@ -133,14 +138,13 @@ def _lines(variants: Path) -> Iterator[str]:
             yield str(record).rstrip("\n")
 
 
-def _to_bcf(plain: Path, target: Path) -> None:
+def _to_bcf(plain: Path, target: Path, name: Path) -> None:
+    # not pysam's own writer: it gives symbolic alleles an END that the header does not declare
     verbosity = pysam.set_verbosity(0)
     try:
-        with pysam.VariantFile(os.fspath(plain)) as file, pysam.VariantFile(target, "wb", header=file.header) as out:
-            for record in file:
-                out.write(record)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{target.name}: these variants cannot be written as BCF: {error}").hint(
+        bcftools.view("--no-version", "-O", "b", "-o", os.fspath(target), os.fspath(plain), catch_stdout=False)
+    except pysam.SamtoolsError as error:
+        raise DataError(f"{name}: these variants cannot be written as BCF").hint(
             "BCF wants every contig and field declared in the header; .vcf.gz takes them as they are"
         ) from error
     finally:
