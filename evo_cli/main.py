@@ -16,9 +16,11 @@ from evo_cli.commands.evaluate import evaluate
 from evo_cli.commands.generate import generate
 from evo_cli.commands.merge import merge
 from evo_cli.commands.models import models
+from evo_cli.commands.plan import plan
 from evo_cli.commands.prepare import prepare
 from evo_cli.commands.scan import scan
 from evo_cli.commands.score import score
+from evo_cli.commands.selftest import selftest
 from evo_cli.commands.train import train
 from evo_cli.mistakes import describe, drop_stdout, report
 from evo_cli.signals import INTERRUPTED, SIGNALS
@@ -79,7 +81,7 @@ def evo(
     """
 
 
-for command in (prepare, train, score, merge, scan, embed, generate, convert, models, doctor):
+for command in (prepare, train, score, merge, scan, embed, generate, convert, models, plan, selftest, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="eval")
 app.add_typer(bench, name="bench")
