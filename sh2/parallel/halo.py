@@ -81,7 +81,8 @@ def _with_borders(ranks: Ranks, filters: Filters, z_BLE: Tensor) -> tuple[Tensor
     featurizer_EF, _, taps_GK, _ = filters
     assert featurizer_EF is not None
     assert taps_GK is not None
-    return borders(ranks, z_BLE, featurizer_EF.shape[1] + taps_GK.shape[1] - 2)
+    # filters of one tap see no past; an operator cannot run over no tokens
+    return borders(ranks, z_BLE, max(1, featurizer_EF.shape[1] + taps_GK.shape[1] - 2))
 
 
 def _send(ranks: Ranks, *tensors_XHE: Tensor) -> Started:

@@ -20,9 +20,7 @@ def attend(q_BHQc: Tensor, k_BJSc: Tensor, v_BJSc: Tensor, *, causal: bool) -> t
     if _fused(q):
         y_BHQc, m_BHQ, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
         return y_BHQc, m_BHQ
-    scores_BHQS = _scores(q, k, causal)
-    m_BHQ = scores_BHQS.logsumexp(dim=-1)
-    return (scores_BHQS - m_BHQ[..., None]).exp().to(v.dtype) @ v, m_BHQ
+    return plain(q, k, v, causal=causal)
 
 
 def attend_backward(
@@ -40,10 +38,26 @@ def attend_backward(
             dy, q, k, v, y, m, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused
         )
     else:
-        p_BHQS = (_scores(q, k, causal) - m[..., None]).exp()
-        dscores_BHQS = p_BHQS * (dy @ v.mT - (dy * y).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
-        dq, dk, dv = dscores_BHQS @ k, dscores_BHQS.mT @ q, p_BHQS.mT @ dy
+        dq, dk, dv = plain_backward(dy, q, k, v, y, m, causal=causal)
     return dq, *(tensor.unflatten(1, (J, -1)).sum(dim=2) for tensor in (dk, dv))
+
+
+def plain(q_BHQc: Tensor, k_BHSc: Tensor, v_BHSc: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """`attend` in plain torch; keys and values have as many heads as queries."""
+    scores_BHQS = _scores(q_BHQc, k_BHSc, causal)
+    m_BHQ = scores_BHQS.logsumexp(dim=-1)
+    return (scores_BHQS - m_BHQ[..., None]).exp().to(v_BHSc.dtype) @ v_BHSc, m_BHQ
+
+
+def plain_backward(
+    dy_BHQc: Tensor, q_BHQc: Tensor, k_BHSc: Tensor, v_BHSc: Tensor, y_BHQc: Tensor, m_BHQ: Tensor, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` in plain torch; keys and values have as many heads as queries."""
+    wide = torch.promote_types(q_BHQc.dtype, torch.float32)
+    dy, q, k, v, y = (tensor.to(wide) for tensor in (dy_BHQc, q_BHQc, k_BHSc, v_BHSc, y_BHQc))
+    p_BHQS = (_scores(q, k, causal) - m_BHQ[..., None]).exp()
+    dscores_BHQS = p_BHQS * (dy @ v.mT - (dy * y).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return dscores_BHQS @ k, dscores_BHQS.mT @ q, p_BHQS.mT @ dy
 
 
 def _expanded(heads: int, *tensors_BJSc: Tensor) -> tuple[Tensor, ...]:

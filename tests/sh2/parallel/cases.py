@@ -1,0 +1,147 @@
+"""Context-parallel runs of small models, in a module that their processes can import, and the same in one process."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
+from sh2.model import StripedHyena2
+from sh2.parallel import parallelise
+from sh2.train.loss import loss_sums
+
+LENGTH = 384
+STRIPED = ModelConfig(
+    width=32, layout="SML*", num_heads=8, mlp_width=48, se_groups=8, mr_groups=16, mr_taps=20, mr_window=DEFAULT_WINDOW
+)
+CONFIGS = {
+    "striped": STRIPED,
+    "grouped heads, biases, untied, hyena_se feed-forward": replace(
+        STRIPED,
+        width=64,
+        layout="L*M",
+        num_heads=16,
+        queries_per_kv_head=2,
+        input_bias=True,
+        featurizer_bias=True,
+        tied_embeddings=False,
+        se_skip=True,
+        feed_forward=FeedForward.HYENA_SE,
+        rotary_interpolation=4.0,
+    ),
+    "featurizers of one tap": replace(STRIPED, featurizer_taps=1, se_taps=1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model, and how its sequences are shared."""
+
+    ranks: int
+    convolution: str
+    attention: str = "ring"
+    sharding: str = "contiguous"
+    model: str = "striped"
+    recompute: bool = False  # the blocks' activations, in backward
+
+    def __str__(self) -> str:
+        words = [str(self.ranks), self.convolution, self.attention, self.sharding, self.model]
+        return "-".join(words + ["recompute"] * self.recompute)
+
+
+def build(name: str) -> StripedHyena2:
+    """A model whose every parameter matters: nothing is 0 or 1 as initialisation leaves it."""
+    model = StripedHyena2(CONFIGS[name], seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(("bias", "skip", "pole_shift", "scale")):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Tokens [2, L+1] and the weights of predicting them [2, L], of which some are 0 and the rest uneven."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, LENGTH, generator=generator)
+    return torch.randint(0, 512, (2, LENGTH + 1), generator=generator), weights * (weights > 0.2)
+
+
+def in_one_process(name: str, device: str = "cpu") -> dict[str, Tensor]:
+    """Logits, loss and gradients of whole sequences."""
+    model = build(name).to(device)
+    tokens, weights = (tensor.to(device) for tensor in batch())
+    logits, _ = model(tokens[:, :-1])
+    loss = loss_sums(logits, tokens[:, 1:], weights).weighted_nats / weights.sum()
+    loss.backward()
+    gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+    return {"logits": logits.detach().cpu(), "loss": loss.detach().cpu()} | gradients
+
+
+def in_many(case: Case, device: str) -> dict[str, Tensor]:
+    """The same as every process of a group sees it."""
+    model = build(case.model).to(device)
+    context = parallelise(model, sharding=case.sharding, convolution=case.convolution, attention=case.attention)
+    if case.recompute:
+        for block in model.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    tokens, weights = (tensor.to(device) for tensor in batch())
+    logits, state = model(context.shard(tokens[:, :-1]))
+    assert state == ()
+    assert logits.shape[1] == LENGTH // case.ranks
+    sums = loss_sums(logits, context.shard(tokens[:, 1:]), context.shard(weights))
+    (sums.weighted_nats / weights.sum()).backward()
+    context.sum_gradients(model)
+    assert context.sum(sums.bases) == (weights > 0).sum()
+    loss = context.sum(sums.weighted_nats) / weights.sum()
+    gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+    return {"logits": context.gather(logits).cpu(), "loss": loss.cpu()} | gradients
+
+
+def run_cases(cases: Sequence[Case], folder: Path, device: str) -> None:
+    """Run cases one after the other; what the last rank sees of each goes into a file of its name."""
+    for case in cases:
+        result = in_many(case, device)
+        if dist.get_rank() == case.ranks - 1:
+            torch.save(result, folder / f"{case}.pt")
+
+
+def in_processes(ranks: int, work: Callable[..., None], *arguments: object, folder: Path, device: str = "cpu") -> None:
+    """Call `work(*arguments)` in every process of a group.
+
+    Raises:
+        AssertionError: one of them failed; it has told why on stderr.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [
+        context.Process(target=_enter, args=(rank, ranks, folder / f"{ranks} ranks", device, work, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * ranks
+
+
+def _enter(
+    rank: int, ranks: int, meeting: Path, device: str, work: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    work(*arguments)
+    dist.barrier()
+    dist.destroy_process_group()
