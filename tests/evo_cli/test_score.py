@@ -103,7 +103,7 @@ def test_per_base_rows_sum_to_the_record_and_files_are_whole(tmp_path: Path, mod
     for row in rows(out.read_text()):
         total = sum(float(base["log_prob"]) for base in per_base if base["record"] == row["record"])
         assert total == pytest.approx(float(row["log_likelihood"]), abs=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bases.tsv", "out.tsv", "seqs.fa"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bases.tsv", "out.tsv", "out.tsv.meta.json", "seqs.fa"]
 
 
 def test_a_file_that_is_not_dna_leaves_no_output_behind(tmp_path: Path, model_folder: Path) -> None:
