@@ -16,7 +16,6 @@ from torch import Tensor
 from sh2.mixers.attention import attend
 from sh2.parallel.exchange import AllToAll, Ranks, exchanged, start
 from sh2.parallel.halo import Filters, Operator
-from sh2.parallel.sharding import Sharding
 
 _SEGMENTS = 4
 
@@ -72,17 +71,11 @@ def _share(filters: Filters, part: int, parts: int) -> Filters:
 
 def _whole(ranks: Ranks, x_NBLU: Tensor) -> Tensor:
     """Put the tokens of all ranks [N, B, P l, ...] into the sequence's order [B, C l, ...]."""
-    shards = ranks.shards
-    x_CBlU = x_NBLU.unflatten(2, (shards.per_rank, -1)).transpose(1, 2).flatten(0, 1)
-    if shards.sharding is not Sharding.CONTIGUOUS:
-        x_CBlU = x_CBlU[shards.order]
-    return x_CBlU.transpose(0, 1).flatten(1, 2)
+    x_NPBlU = x_NBLU.unflatten(2, (ranks.shards.per_rank, -1)).transpose(1, 2)
+    return ranks.shards.in_order(x_NPBlU).transpose(0, 1).flatten(1, 2)
 
 
 def _parts(ranks: Ranks, y_BLU: Tensor) -> Tensor:
     """What `_whole` did, undone."""
-    shards = ranks.shards
-    y_CBlU = y_BLU.unflatten(1, (shards.count, -1)).transpose(0, 1)
-    if shards.sharding is not Sharding.CONTIGUOUS:
-        y_CBlU = y_CBlU[shards.side_by_side]
-    return y_CBlU.unflatten(0, (shards.ranks, -1)).transpose(1, 2).flatten(2, 3)
+    y_CBlU = y_BLU.unflatten(1, (ranks.shards.count, -1)).transpose(0, 1)
+    return ranks.shards.by_rank(y_CBlU).transpose(1, 2).flatten(2, 3)

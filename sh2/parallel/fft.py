@@ -65,10 +65,8 @@ def forward(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
     """Transform whole sequences; piece c comes to hold the frequencies C k + bit-reversal of c, k = 0 .. l-1."""
     distance = ranks.shards.count // 2
     while distance:
-        other_PTBlD = _trade(ranks, distance, x_PTBlD)
-        upper = _upper(ranks, distance, x_PTBlD.device)
-        turn = _stage_turns(ranks, distance, x_PTBlD)
-        x_PTBlD = torch.where(upper, (other_PTBlD - x_PTBlD) * turn, x_PTBlD + other_PTBlD)
+        x_PTBlD = _sums_and_differences(ranks, distance, x_PTBlD)
+        x_PTBlD = x_PTBlD * _stage_turns(ranks, distance, x_PTBlD)
         distance //= 2
     return torch.fft.fft(x_PTBlD, dim=3)
 
@@ -78,10 +76,8 @@ def inverse(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
     x_PTBlD = torch.fft.ifft(x_PTBlD, dim=3)
     distance = 1
     while distance < ranks.shards.count:
-        upper = _upper(ranks, distance, x_PTBlD.device)
-        x_PTBlD = torch.where(upper, x_PTBlD * _stage_turns(ranks, distance, x_PTBlD).conj(), x_PTBlD)
-        other_PTBlD = _trade(ranks, distance, x_PTBlD)
-        x_PTBlD = torch.where(upper, other_PTBlD - x_PTBlD, x_PTBlD + other_PTBlD) / 2
+        x_PTBlD = x_PTBlD * _stage_turns(ranks, distance, x_PTBlD).conj()
+        x_PTBlD = _sums_and_differences(ranks, distance, x_PTBlD) / 2
         distance *= 2
     return x_PTBlD
 
@@ -96,9 +92,8 @@ def transfer(ranks: Ranks, log_poles_DN: Tensor, residues_DN: Tensor, length: in
         length: tokens a piece.
     """
     shards, device = ranks.shards, log_poles_DN.device
-    bits = shards.count.bit_length() - 1
-    first_P = torch.tensor([_reversed(piece, bits) for piece in shards.mine], device=device)
-    k_Pl = first_P[:, None] + shards.count * torch.arange(length, device=device)
+    k_l = shards.count * torch.arange(length, device=device)
+    k_Pl = torch.stack([k_l + _reversed(piece, shards.count) for piece in shards.mine])
     odd_T1 = torch.arange(2, device=device)[:, None]
     theta_PTl1 = (2 * k_Pl[:, None] + odd_T1)[..., None].double() * (math.pi / (shards.count * length))
     spectrum = torch.zeros((), device=device)
@@ -120,22 +115,23 @@ def _series(log_pole_D: Tensor, residue_D: Tensor, theta_PTl1: Tensor, total: in
     return (residue_D * end_TD)[:, None] / below
 
 
-def _trade(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
-    return torch.view_as_complex(exchanged(ranks.across(distance), torch.view_as_real(x_PTBlD)))
-
-
-def _upper(ranks: Ranks, distance: int, device: torch.device) -> Tensor:
-    """Which of this rank's pieces are the upper ones of their pairs, bool [P, 1, 1, 1, 1]."""
-    upper = [bool(piece & distance) for piece in ranks.shards.mine]
-    return torch.tensor(upper, device=device)[:, None, None, None, None]
+def _sums_and_differences(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
+    """Trade pieces in pairs: the lower one of a pair becomes its sum, the upper one its difference."""
+    other_PTBlD = torch.view_as_complex(exchanged(ranks.across(distance), torch.view_as_real(x_PTBlD)))
+    triples = zip(ranks.shards.mine, x_PTBlD, other_PTBlD, strict=True)
+    return torch.stack([other - own if piece & distance else own + other for piece, own, other in triples])
 
 
 def _stage_turns(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
-    """The twiddle factors of a stage [P, 1, 1, l, 1]."""
+    """The twiddle factors of a stage [P, 1, 1, l, 1]: 1 for the lower pieces."""
     length = x_PTBlD.shape[3]
-    return torch.stack(
-        [_turns(2 * distance * length, piece % distance * length, length, x_PTBlD.real) for piece in ranks.shards.mine]
-    )[:, None, None, :, None]
+    turns = [
+        _turns(2 * distance * length, piece % distance * length, length, x_PTBlD.real)
+        if piece & distance
+        else x_PTBlD.new_ones(length)
+        for piece in ranks.shards.mine
+    ]
+    return torch.stack(turns)[:, None, None, :, None]
 
 
 def _turns(period: int, first: int, count: int, like: Tensor) -> Tensor:
@@ -145,5 +141,7 @@ def _turns(period: int, first: int, count: int, like: Tensor) -> Tensor:
     return torch.complex(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
 
-def _reversed(number: int, bits: int) -> int:
-    return int(f"{number:0{bits}b}"[::-1], 2) if bits else 0
+def _reversed(number: int, count: int) -> int:
+    """The number with its bits in reverse order, as wide as numbers below a power of two are."""
+    bits = count.bit_length() - 1
+    return int(f"{number:0{bits}b}"[::-1], 2)

@@ -95,10 +95,10 @@ def _received(ranks: Ranks, sent: Started) -> tuple[Tensor, ...]:
 
 def _state_of(ranks: Ranks, operator: Operator, filters: Filters, halo_XHE: Tensor) -> FirState:
     """The state after a halo. A sequence starts with zeros, not with what a featurizer's bias makes of them."""
-    featurizer_XPE, inner_XPD = operator(halo_XHE, *filters, None)[1]
-    later = torch.tensor([piece > 0 for piece in ranks.shards.mine], device=inner_XPD.device)
-    later_X11 = later.repeat(len(inner_XPD) // len(later))[:, None, None]
-    return FirState(featurizer_XPE, inner_XPD * later_X11)
+    state = operator(halo_XHE, *filters, None)[1]
+    pieces = ranks.shards.by_piece(state.inner_BPD)
+    inner = torch.stack([one * float(piece > 0) for piece, one in zip(ranks.shards.mine, pieces, strict=True)])
+    return FirState(state.featurizer_BPE, ranks.shards.by_row(inner))
 
 
 class _Borders(torch.autograd.Function):

@@ -41,8 +41,7 @@ def before(ranks: Ranks, added_XDN: Tensor, log_poles_DN: Tensor, length: int) -
         length: tokens a piece.
     """
     shards = ranks.shards
-    gathered = exchanged(AllGather(ranks.group), shards.by_piece(added_XDN)).flatten(0, 1)
-    added_CBDN = gathered[shards.order]
+    added_CBDN = shards.in_order(exchanged(AllGather(ranks.group), shards.by_piece(added_XDN)))
     log_decay_DN = log_poles_DN.to(added_CBDN.dtype) * length
     piece = torch.arange(shards.count, device=log_decay_DN.device)
     modes = []

@@ -4,7 +4,7 @@ Contiguous: rank r of N holds piece r of N. Zig-zag (paper section 4): rank r ho
 causal attention gives all ranks the same work. Knows nothing of processes: any rank can ask for any other.
 """
 
-# B batch, L length, N ranks, P pieces a rank, l tokens a piece
+# B batch, L length, N ranks, P pieces a rank, C = N P pieces, l tokens a piece
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,16 +54,6 @@ class Shards:
         """The rank that holds a piece."""
         return piece if piece < self.ranks else self.count - 1 - piece
 
-    @property
-    def order(self) -> list[int]:
-        """Where each piece of the sequence lies when the pieces of rank 0, of rank 1, ... lie side by side."""
-        return sorted(range(self.count), key=self.side_by_side.__getitem__)
-
-    @property
-    def side_by_side(self) -> list[int]:
-        """The numbers of the pieces of rank 0, of rank 1, and so on."""
-        return [piece for rank in range(self.ranks) for piece in self.of(rank)]
-
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         """The places in the sequence of this rank's tokens, int64 [tokens]."""
         length = tokens // self.per_rank
@@ -86,8 +76,22 @@ class Shards:
 
     def join(self, parts: Sequence[Tensor], dim: int = 1) -> Tensor:
         """Put the parts of all ranks, in the order of ranks, together to the whole sequence."""
-        pieces = [piece for part in parts for piece in part.chunk(self.per_rank, dim)]
-        return torch.cat([pieces[place] for place in self.order], dim)
+        pieces = [part.chunk(self.per_rank, dim) for part in parts]
+        owners = map(self.owner, range(self.count))
+        return torch.cat([pieces[owner][self.of(owner).index(piece)] for piece, owner in enumerate(owners)], dim)
+
+    def in_order(self, x_NPB: Tensor) -> Tensor:
+        """Bring the pieces of all ranks [N, P, ...] into the order of the sequence [C, ...]."""
+        if self.sharding is Sharding.CONTIGUOUS:
+            return x_NPB.flatten(0, 1)
+        return torch.cat([x_NPB[:, 0], x_NPB[:, 1].flip(0)])
+
+    def by_rank(self, x_CB: Tensor) -> Tensor:
+        """What `in_order` did, undone."""
+        if self.sharding is Sharding.CONTIGUOUS:
+            return x_CB[:, None]
+        first, second = x_CB.chunk(2)
+        return torch.stack([first, second.flip(0)], dim=1)
 
     def rows(self, x_BLD: Tensor) -> Tensor:
         """See every piece as a sequence of its own: [B, P l, ...] as X = B P rows, [X, l, ...]."""

@@ -41,6 +41,14 @@ def test_zigzag_gives_causal_attention_the_same_work_everywhere() -> None:
     assert len(pairs) == 1
 
 
+@pytest.mark.parametrize("sharding", ["contiguous", "zigzag"])
+def test_pieces_of_all_ranks_in_order_and_back(sharding: str) -> None:
+    (first, *_) = shards(3, sharding)
+    by_rank = torch.tensor([one.mine for one in shards(3, sharding)])
+    assert first.in_order(by_rank).tolist() == list(range(first.count))
+    assert torch.equal(first.by_rank(first.in_order(by_rank)), by_rank)
+
+
 def test_pieces_as_rows_and_back() -> None:
     (first, _) = shards(2, "zigzag")
     x_BLD = torch.randn(3, 10, 4)
