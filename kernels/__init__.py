@@ -9,6 +9,7 @@ from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
 from kernels.hyena_li import ModalState, hyena_li, hyena_li_step, modal_scan
+from kernels.rms_norm import rms_norm
 
 __all__ = [
     "Backend",
@@ -22,5 +23,6 @@ __all__ = [
     "hyena_li",
     "hyena_li_step",
     "modal_scan",
+    "rms_norm",
     "unpack",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import Backend, rms_norm
 from sh2.config import Activation
 
 
@@ -17,15 +18,15 @@ def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
 class RMSNorm(nn.Module):
     """y = scale * x / (rms(x) + eps), in float32 or better, rounded once. The eps is on the root, not under it."""
 
+    backend: Backend = Backend.AUTO  # set by `StripedHyena2.use_backend`
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        wide_BLD = x_BLD.to(torch.promote_types(x_BLD.dtype, torch.float32))
-        rms_BL1 = torch.linalg.vector_norm(wide_BLD, dim=-1, keepdim=True) * wide_BLD.shape[-1] ** -0.5
-        return (wide_BLD * (1.0 / (rms_BL1 + self.eps)) * self.scale.to(wide_BLD.dtype)).to(x_BLD.dtype)
+        return rms_norm(x_BLD, self.scale, self.eps, backend=self.backend)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
