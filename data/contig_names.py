@@ -169,7 +169,7 @@ class ContigNames:
         """Whether an accession on one side or both makes a name and a contig the same; None if not."""
         of_contig, length = _ACCESSIONS.get(contig), self._contigs[contig]
         if known and of_contig:
-            if known.assemblies & of_contig.assemblies and known.length == of_contig.length:
+            if known.length == of_contig.length:  # no two assemblies' are equally long
                 return NameRule.ACCESSION
             self.refused[name] = f"`{name}` is {known}, but `{contig}` of {self._source} is {of_contig}"
             return None

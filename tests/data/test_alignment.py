@@ -63,6 +63,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         ("a", 4, "C", "<DEL>", (4, "C", "<DEL>")),
         ("a", 4, "C", "*", (4, "C", "*")),
         ("a", 4, "C", "C]a:9]", (4, "C", "C]a:9]")),
+        ("a", 4, "CA", "CA]a:9]", (4, "CA", "CA]a:9]")),
         ("a", 4, "CA", "ca", (4, "CA", "ca")),
         # unknown bases are letters like others
         ("n", 3, "NN", "N", (1, "AN", "A")),

@@ -61,6 +61,7 @@ GRCH37_1, GRCH38_1, CHM13_1, GRCM38_1, GRCM39_1 = 249_250_621, 248_956_422, 248_
         ({"MT": 16299}, "NC_012920.1", None),
         ({"NC_000001.11": GRCH38_1}, "NC_000001.10", None),
         ({"NC_000001.11": GRCH38_1}, "NC_000002.12", None),
+        ({"NC_001807.4": 16571}, "NC_012920.1", None),
         ({"chr2": GRCH38_1}, "NC_000001.11", None),
         ({"chr1": GRCH38_1}, "NC_000001", None),
         ({"chr1": GRCH38_1}, "NC_000001.99", None),
@@ -179,6 +180,7 @@ def test_the_table_of_accessions(assembly: str) -> None:
                 " chromosome 1 of GRCh38: not matched (1 more)"
             ],
         ),
+        ({"chr1": GRCH37_1, "1": GRCH38_1}, ["NC_000001.11"], ["contig names: `NC_000001.11` is `1` of ref.fa"]),
         (
             {"NC_000001.11": GRCH38_1},
             ["NC_000001.10"],
