@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.pieces import Header
-from data.reader import read_records
 from data.reader import scan as scan_file
-from data.sequence import reverse_complement, to_upper_dna
+from data.sequence import COMPLEMENT, to_upper_dna
 from data.source import Source
 from data.tracks import ReadTrack
 from evo_cli.scan_pieces import Piece
@@ -112,6 +111,23 @@ def read_contigs(path: Path) -> list[Contig]:
     return contigs
 
 
+def _sequences(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and upper-cased sequences of a file's contigs, a single copy of each: they may have 200 million bases."""
+    with Source(path) as source:
+        name, parts = "", list[bytes]()
+        for event in scan_file(source):
+            if not isinstance(event, Header):
+                parts.append(to_upper_dna(event.bases))
+                continue
+            if parts:
+                text = b"".join(parts)
+                parts.clear()
+                yield name, text
+            name = event.name
+        if parts:
+            yield name, b"".join(parts)
+
+
 class Scan:
     """The scan of a file: computes what is missing of its pieces in a folder, and then reads tracks out of them."""
 
@@ -149,17 +165,13 @@ class Scan:
 
     def _jobs(self) -> Iterator[ScanJob]:
         missing = {key for key, piece in self._pieces.items() if not piece.is_whole}
-        for record in read_records(self._path) if missing else ():
-            if not record.sequence:
-                continue
-            contig = self._by_name.get(record.name)
-            if contig is None or contig.length != len(record.sequence):
-                raise DataError(f"{self._path}: changed while it was read: contig {record.name!r} is another")
-            text = to_upper_dna(record.sequence)
+        for name, text in _sequences(self._path) if missing else ():
+            contig = self._by_name.get(name)
+            if contig is None or contig.length != len(text):
+                raise DataError(f"{self._path}: changed while it was read: contig {name!r} is another")
             for strand in (Strand.FORWARD, Strand.REVERSE):
-                if (record.name, strand) in missing:
-                    piece = self._pieces[record.name, strand]
-                    yield ScanJob(sequence=text, strand=strand, piece=piece, options=self._options)
+                if (name, strand) in missing:
+                    yield ScanJob(sequence=text, strand=strand, piece=self._pieces[name, strand], options=self._options)
 
     def reader(self, track: str, strand: Strand) -> ReadTrack:
         """What reads a track of a strand from the pieces; the mean is absent where one strand has no value."""
@@ -179,7 +191,7 @@ def run_job(model: "StripedHyena2", job: ScanJob, progress: Callable[[int], None
     forward, options = job.strand is Strand.FORWARD, job.options
     blocks = scan(
         model,
-        job.sequence if forward else reverse_complement(job.sequence),
+        job.sequence if forward else _other_strand(job.sequence),
         context=options.context,
         prepend_eod=options.prepend_eod,
         max_tokens=options.max_tokens,
@@ -189,6 +201,11 @@ def run_job(model: "StripedHyena2", job: ScanJob, progress: Callable[[int], None
     oriented = whole if forward else _turned(whole, len(job.sequence))
     rows = [ROWS.index(track) for track in options.tracks]
     job.piece.write((start, block[rows]) for start, block in oriented)
+
+
+def _other_strand(sequence: bytes) -> NDArray[np.uint8]:
+    """The reverse complement, seen backwards instead of copied once more."""
+    return np.frombuffer(sequence.translate(COMPLEMENT), dtype=np.uint8)[::-1]
 
 
 def _with_first(
