@@ -104,7 +104,8 @@ def combine_kernel(sums, tops, y, C: tl.constexpr, K: tl.constexpr, X: tl.conste
     fade_X = tl.exp2(top_X - tl.max(top_X, axis=0))
     weight = tl.sum(tl.load(tops + place_X * 2 + 1) * fade_X, axis=0)
     sums_XK = tl.load(sums + place_X[:, None] * C + channel_K[None, :], mask=mask_K[None, :], other=0.0)
-    y_K = tl.sum(sums_XK * fade_X[:, None], axis=0) / weight
+    # of a row that sees nothing all sums are 0
+    y_K = tl.sum(sums_XK * fade_X[:, None], axis=0) / tl.where(weight > 0, weight, 1.0)
     tl.store(y + head * C + channel_K, y_K.to(y.dtype.element_ty), mask=mask_K)
 
 
