@@ -8,6 +8,7 @@ Knows nothing of sampling.
 
 # R rows, S places of the memory for keys and values, V vocabulary
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
@@ -114,7 +115,7 @@ class Decoder:
     def _record(self) -> None:
         """Record a step. Nothing runs: what is recorded is what eager steps did, on the same memory."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device)):
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=_recording_stream(self.device)):
             self._run()
         self._graph = graph
 
@@ -132,6 +133,12 @@ class Decoder:
         """Places for every row: an eighth more than the longest needs, or some, but no more than it may come to."""
         needed = max(self._lengths.values())
         return max(needed, min(max(self._most.values()), needed + max(needed // 8, _SPARE // self.rows)))
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: products take memory for each stream that they ran on, and keep it."""
+    return torch.cuda.Stream(device)
 
 
 def affordable_rows(model: StripedHyena2, tokens: int, most: int) -> int:
