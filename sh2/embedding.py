@@ -230,15 +230,16 @@ class _Batch:
     def _add(self, row: int, number: int, values_ND: NDArray[np.float32], stop: int) -> NDArray[np.float32] | None:
         """Add a piece's share to a span; what it comes to, if that was the last."""
         mean = self._pooling is not Pooling.MAX
-        before_ND = self._open.pop((row, number), None)
-        total_ND = values_ND.astype(np.float64)
-        if before_ND is not None:
-            total_ND = before_ND + total_ND if mean else np.maximum(before_ND, total_ND)
         start, end = self._spans[row][number]
+        before_ND = self._open.pop((row, number), None)
+        if before_ND is not None:
+            total_ND = before_ND + values_ND if mean else np.maximum(before_ND, values_ND)
+        else:
+            total_ND = values_ND if end <= stop else values_ND.astype(np.float64)
         if end > stop:
             self._open[row, number] = total_ND
             return None
-        return (total_ND / (end - start) if mean else total_ND).astype(np.float32)
+        return (total_ND / np.float32(end - start) if mean else total_ND).astype(np.float32, copy=False)
 
 
 def _reduce(x_BLD: Tensor, bounds_BS2: NDArray[np.int64], pooling: Pooling) -> Tensor:
