@@ -4,6 +4,7 @@ Knows bedGraph (plain or bgzip) and bigWig; values come from a function, block b
 whole. A base without a value (NaN) is absent from the file. Knows nothing of what the numbers mean.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,8 @@ ReadTrack = Callable[[str, int, int], Values]
 """Values of bases start .. end - 1 (0-based) of a contig."""
 BLOCK = 1 << 18
 """Bases that are read and written at once."""
+_BIG_WIG_BYTES = 6
+"""Bytes of a file for every base, at most: 4 and the levels of zoom."""
 _MAKE_ROOM = "make room on the disk, or write to another"
 
 
@@ -54,7 +57,8 @@ def write_track(
 
     bedGraph has a line a base, `contig start end value` with 7 digits, contigs in the order given, and no track line,
     which few tools but UCSC's take; bgzip bedGraph can be indexed with `tabix -p bed`. bigWig has the float32 values
-    themselves, and its contigs sorted by name, as its index needs them.
+    themselves, and its contigs sorted by name, as its index needs them; pyBigWig makes its levels of zoom in memory, of
+    about 15 bytes for every base with a value.
 
     Args:
         contigs: length in bp of every contig.
@@ -111,6 +115,9 @@ def _write_big_wig(
     temporary: Path, path: Path, contigs: Mapping[str, int], read: ReadTrack, progress: Callable[[int], None]
 ) -> None:
     ordered = sorted(contigs.items(), key=lambda item: item[0].encode())
+    needed, free = _BIG_WIG_BYTES * sum(contigs.values()), shutil.disk_usage(path.parent).free
+    if free < needed:  # on a full disk pyBigWig would not come back
+        raise DataError(f"{path}: may take {needed:,} bytes, and the disk has {free:,}").hint(_MAKE_ROOM)
     file, covered = _big_wig().open(str(temporary), "w"), 0
     try:
         file.addHeader(ordered)
@@ -129,16 +136,14 @@ def _write_big_wig(
 
 
 def _check_big_wig(temporary: Path, path: Path, covered: int) -> None:
-    """Read back how many bases a file holds: pyBigWig tells of no error when the disk is full."""
+    """Read back how many bases a file holds: pyBigWig does not tell of every error."""
     try:
         with _big_wig().open(str(temporary)) as file:
             held = file.header()["nBasesCovered"]
     except RuntimeError:
         held = 0
     if held != covered:
-        raise DataError(f"{path}: was not written whole: it holds {held} of {covered} bases").hint(
-            "make room on the disk, or write to another"
-        )
+        raise DataError(f"{path}: was not written whole: it holds {held} of {covered} bases").hint(_MAKE_ROOM)
 
 
 def runs(inside: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -36,7 +36,7 @@ def scan(
         Strands, typer.Option("--strand", help="both also writes the mean of the two strands.")
     ] = Strands.FORWARD,
     form: Annotated[
-        Format, typer.Option("--format", help="bedgraph.gz is bgzip, for tabix; bigwig needs the extra `tracks`.")
+        Format, typer.Option("--format", help="bedgraph.gz is bgzip, for tabix; bigwig needs the extra `tracks`, and memory.")
     ] = Format.BEDGRAPH,
     context: Annotated[
         int | None,

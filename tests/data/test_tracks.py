@@ -1,6 +1,9 @@
 """Tracks written and read back with other people's readers."""
 
 import gzip
+import resource
+import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +102,30 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match="bigWig files need the package pyBigWig, which is not installed") as caught:
         check_format(TrackFormat.BIGWIG)
     assert caught.value.__notes__ == ['pip install "evo-sh2[tracks]", or write bedGraph']
+
+
+def test_a_disk_without_room_for_a_big_wig_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = make_values()
+    usage = shutil.disk_usage(tmp_path)._replace(free=8000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"x.bw: may take 8,112 bytes, and the disk has 8,000"):
+        write_track(tmp_path / "x.bw", LENGTHS, reader(values), TrackFormat.BIGWIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [TrackFormat.BEDGRAPH, TrackFormat.BEDGRAPH_GZ])
+def test_a_disk_that_fills_up_leaves_no_half_of_a_file(tmp_path: Path, form: TrackFormat) -> None:
+    noise = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    received = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises((OSError, DataError), match=r"File too large|cannot be written: Error"):
+            write_track(tmp_path / "x", {"a": noise.size}, lambda _, start, end: noise[start:end], form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, received)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stretches() -> None:
