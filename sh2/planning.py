@@ -23,6 +23,7 @@ from sh2.speeds import Line, Speeds
 CHUNK = 8192  # tokens of a row that are run at once, at most
 _LEAST_CHUNK = 64
 _SPARE = 65_536  # tokens of all rows that decoding makes room for ahead
+_MASK_BYTES = 1 << 26
 _LONGEST = 1 << 36
 
 
@@ -59,17 +60,18 @@ class Plan:
         """Tokens of a row that are run at once, as `sh2.chunks` chooses."""
         if not self.gpu:
             return CHUNK
-        free = self.room - self._weights() - runtime_bytes(self.gpu)
+        free = self.room - self.weights() - runtime_bytes(self.gpu)
         a_token = activation_bytes(self.config, 4096, self.numbers) // 4096
-        fitting = max(0, free) // 2 // (self._rows_read * a_token)
+        fitting = max(0, free) // 2 // (self.rows_read * a_token)
         return max(_LEAST_CHUNK, min(CHUNK, 1 << max(0, fitting.bit_length() - 1)))
 
     @property
-    def _rows_read(self) -> int:
+    def rows_read(self) -> int:
         """Rows of a piece: the samples of a prompt share its reading."""
         return 1 if self.task is Task.GENERATE else self.batch
 
-    def _weights(self) -> int:
+    def weights(self) -> int:
+        """Memory of the weights, in bytes."""
         if self.task is Task.TRAIN:
             return weight_bytes(self.config, "fp32")
         return weight_bytes(self.config, self.numbers.dtype) + projection_copies_bytes(
@@ -107,23 +109,40 @@ def predict_memory(plan: Plan) -> Memory:
     """Predict the most memory that a task takes."""
     if plan.task is Task.TRAIN:
         return _training_memory(plan)
+    moments = [_reading_memory(plan)]
+    if plan.task is Task.GENERATE:
+        moments.append(_writing_memory(plan))
+    return max(moments, key=lambda memory: memory.total)
+
+
+def _reading_memory(plan: Plan) -> Memory:
+    """While the last piece is read: what is counted grows with the tokens before it."""
     reading = plan.prompt if plan.task is Task.GENERATE else plan.length
-    rows, chunk = plan._rows_read, plan.chunk
+    rows, chunk = plan.rows_read, plan.chunk
     piece = rows * min(reading, chunk)
     activations = activation_bytes(plan.config, piece, plan.numbers, logits=plan.task is Task.SCORE)
     activations += 8 * rows * reading  # the ids
-    if reading > chunk:  # the output of the piece before
-        activations += piece * plan.config.width * plan.numbers.size
-        activations += rows * _unpacked(plan, reading)
-    cache = rows * _growing_cache(plan, reading, chunk)
-    if plan.task is Task.GENERATE:
-        held = plan.batch * plan.kv_bytes(_decoding_room(plan)) + rows * plan.kv_bytes(capacity(reading))
-        cache = max(cache, plan.batch * plan.kv_bytes(plan.length), held if plan.batch > 1 else 0)
+    if reading > chunk:  # and the output of the piece before
+        activations += piece * plan.config.width * plan.numbers.size + _looking_back(plan, reading)
     return Memory(
-        weights=plan._weights(),
-        states=plan.batch * state_bytes(plan.config, plan.numbers.dtype),
-        cache=cache,
+        weights=plan.weights(),
+        states=rows * state_bytes(plan.config, plan.numbers.dtype),
+        cache=rows * max(_growing_cache(plan, reading, chunk)),
         activations=activations,
+        runtime=runtime_bytes(plan.gpu),
+    )
+
+
+def _writing_memory(plan: Plan) -> Memory:
+    """When the samples begin, beside the state of their prompt, or when they end."""
+    kept = _growing_cache(plan, plan.prompt, plan.chunk)[-1]
+    begin = plan.batch * plan.kv_bytes(_decoding_room(plan)) + kept
+    return Memory(
+        weights=plan.weights(),
+        states=(plan.batch + 1) * state_bytes(plan.config, plan.numbers.dtype),
+        # a single sample goes on in the memory of its prompt
+        cache=max(begin if plan.batch > 1 else kept, plan.batch * plan.kv_bytes(plan.length)),
+        activations=activation_bytes(plan.config, plan.batch, plan.numbers),
         runtime=runtime_bytes(plan.gpu),
     )
 
@@ -135,41 +154,49 @@ def _training_memory(plan: Plan) -> Memory:
     gradients = tokens * 8 * plan.config.vocab_size  # of the logits: the first of the backward, when most is kept
     # gradients of weights take the place of activations: there is either all of these or all of those
     return Memory(
-        weights=plan._weights(),
+        weights=plan.weights(),
         optimizer=8 * parameters,
         activations=max(kept + copies + gradients, 4 * parameters),
         runtime=runtime_bytes(plan.gpu),
     )
 
 
-def _growing_cache(plan: Plan, length: int, chunk: int) -> int:
-    """Keys and values of a row at their most, while they grow piece by piece.
+def _growing_cache(plan: Plan, length: int, chunk: int) -> list[int]:
+    """Keys and values of a row as they grow piece by piece: at each growth, and at the end.
 
     The state before a piece is there until the piece is done: where the cache grows, the old one and the new.
     """
     config = plan.config
     if MixerKind.ATTENTION not in config.kinds:
-        return 0
-    seen = min(length, chunk)
-    most = held = plan.kv_bytes(seen)
+        return [0]
+    seen = room = min(length, chunk)
+    held = plan.kv_bytes(seen)
     if plan.kv_dtype is None:  # the first piece's values lie in its projection, which stays with them
         extra = (config.num_heads + config.num_kv_heads) * config.head_dim * plan.numbers.size
-        most = held = held + seen * extra * config.layout.count(MixerKind.ATTENTION)
-    room = seen
+        held += seen * extra * config.layout.count(MixerKind.ATTENTION)
+    moments = [held]
     while seen < length:
         # up to the first piece that does not fit
         seen = min(length, seen + chunk * ((room - seen) // chunk + 1))
         if seen > room:
             room = capacity(seen)
-            most, held = max(most, held + plan.kv_bytes(room)), plan.kv_bytes(room)
-    return most
+            moments.append(held + plan.kv_bytes(room))
+            held = plan.kv_bytes(room)
+    return [*moments, held]
 
 
-def _unpacked(plan: Plan, length: int) -> int:
-    """What reading FP8 keys and values of the past takes in one layer: as float32, and in the model's dtype."""
-    if plan.kv_dtype != "fp8" or MixerKind.ATTENTION not in plan.config.kinds:
+def _looking_back(plan: Plan, length: int) -> int:
+    """What a piece takes in one layer to see the tokens before it."""
+    if MixerKind.ATTENTION not in plan.config.kinds:
         return 0
-    return 2 * length * plan.config.num_kv_heads * plan.config.head_dim * (4 + plan.numbers.size)
+    rows, taken = plan.rows_read, 0
+    if plan.kv_dtype == "fp8":  # keys and values as float32, and in the model's dtype
+        taken += 2 * rows * length * plan.config.num_kv_heads * plan.config.head_dim * (4 + plan.numbers.size)
+    if not plan.gpu:  # a mask, of the last whole piece or of the rest
+        rest = length % plan.chunk
+        whole = plan.chunk * (length - rest) if length - rest > plan.chunk else 0
+        taken += min(_MASK_BYTES, max(whole, rest * length))
+    return taken
 
 
 def _decoding_room(plan: Plan) -> int:
@@ -229,7 +256,7 @@ def predict_seconds(plan: Plan, speeds: Speeds) -> Duration:
 
 
 def _reading(plan: Plan, speeds: Speeds, length: int) -> float:
-    rows = plan._rows_read
+    rows = plan.rows_read
     chunk = length if plan.task is Task.TRAIN else plan.chunk
     whole, rest = divmod(length, chunk)
     pieces = [(whole, rows * chunk), (1 if rest else 0, rows * rest)]
