@@ -126,7 +126,7 @@ def _spread(model: "StripedHyena2", where: str) -> str:
 
     if "+" not in where:
         return where
-    kept = Counter(str(block.mixer_norm.scale.device) for block in model.blocks)
+    kept = Counter(str(next(block.parameters()).device) for block in model.blocks)
     return f"{where} (blocks: {', '.join(f'{count} on {device}' for device, count in kept.items())})"
 
 

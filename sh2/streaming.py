@@ -96,14 +96,18 @@ class _Cargo:
 
     def __init__(self, block: nn.Module, *, pinned: bool) -> None:
         block.requires_grad_(False)
-        self.tensors = list(chain(block.parameters(), block.buffers()))
-        self.projections = [module for module in block.modules() if isinstance(module, InputProjection)]
+        self.block = block
         size = sum(map(_aligned, self.tensors))
         self.host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self.at_host = self._views(self.host)
         for tensor, view in zip(self.tensors, self.at_host, strict=True):
             view.copy_(tensor)
         self.hide()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that the block has now: a cast that changes nothing may still put another object in place of one."""
+        return list(chain(self.block.parameters(), self.block.buffers()))
 
     def bind(self, buffer: Tensor) -> None:
         """Choose the buffer that the tensors will be copied to."""
@@ -118,8 +122,9 @@ class _Cargo:
         """Let the block's tensors be those in the host's memory."""
         for tensor, view in zip(self.tensors, self.at_host, strict=True):
             tensor.data = view
-        for projection in self.projections:
-            projection.forget()
+        for module in self.block.modules():
+            if isinstance(module, InputProjection):
+                module.forget()
 
     def check(self) -> None:
         """Refuse a model whose tensors are no longer those that are copied.
@@ -133,10 +138,11 @@ class _Cargo:
             )
 
     def _views(self, buffer: Tensor) -> list[Tensor]:
-        ends = list(accumulate(map(_aligned, self.tensors)))
+        tensors = self.tensors
+        ends = accumulate(map(_aligned, tensors))
         return [
             buffer[end - _aligned(tensor) :][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            for end, tensor in zip(ends, self.tensors, strict=True)
+            for end, tensor in zip(ends, tensors, strict=True)
         ]
 
 
