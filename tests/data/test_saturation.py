@@ -1,6 +1,5 @@
 """Saturation: every SNV of the regions once, in order."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
