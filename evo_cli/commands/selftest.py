@@ -53,7 +53,8 @@ def selftest(
     records = list(read_records(prompts)) if prompts else []
     for record in records:
         if len(record.sequence) < LEAST_PROMPT:
-            raise Sh2Error(f"{prompts}: record `{record.name}` has {len(record.sequence)} bases: too few to predict")
+            text = f"{prompts}: record `{record.name}` has {len(record.sequence)} bases: too few to predict"
+            raise Sh2Error(text).hint(f"give prompts of {LEAST_PROMPT} bases or more")
     loaded = load_model(model, device, precision, backend)
     typer.echo("check\tvalue\tallowed\tresult\tnote")
     failed, ran = 0, 0
