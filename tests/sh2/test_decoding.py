@@ -1,6 +1,7 @@
 """Rows in slots against passes without a state; and that a step stays in place, and makes nothing twice."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import sh2
 from sh2 import decoding, generation
 from sh2.decoding import Decoder, affordable_rows
 from sh2.generation import GenerationOptions, generate_each, generate_jobs
-from sh2.mixers import Attention, HyenaLI, HyenaMR, KVSlots
+from sh2.mixers import Attention, HyenaLI, HyenaMR, KVDtype, KVSlots
 from sh2.mixers.attention import attend
 from sh2.model import StripedHyena2
+from sh2.presets import preset
 from tests.kernels.definitions import relative_error
 from tests.sh2.models import CONFIGS, tiny
 
@@ -231,6 +233,66 @@ def test_some_samples_are_those_of_all() -> None:
     assert list(generate_jobs(tiny(), ["A"], [], options)) == []
 
 
+class Recorded:
+    """In the place of a CUDA graph: runs the step, on the very memory that there was when it was recorded."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.memory, self.replays = decoder, self.places(decoder), 0
+
+    @staticmethod
+    def places(decoder: Decoder) -> list[int]:
+        tensors = [tensor for block in decoder._state for part in block if part is not None for tensor in part]
+        return [tensor.data_ptr() for tensor in [decoder.logits_RV, decoder._ids_R, *tensors] if tensor is not None]
+
+    def replay(self) -> None:
+        assert self.memory == self.places(self.decoder)
+        self.replays += 1
+        self.decoder._run()
+
+
+def test_a_step_is_recorded_once_for_as_long_as_its_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Recorded] = []
+
+    def record(decoder: Decoder) -> None:
+        graphs.append(Recorded(decoder))
+        decoder._graph = graphs[-1]  # type: ignore[assignment]
+
+    def watched(model: StripedHyena2, rows: int) -> Decoder:
+        decoder = Decoder(model, rows)
+        decoder.records = True
+        return decoder
+
+    prompts, settings = ["A", "ACGT" * 9], {"length": 300, "samples": 3, "alphabet": "ACGT", "temperature": 5.0}
+    want = sh2.generate(tiny(), prompts, **settings, max_rows=4)  # type: ignore[arg-type]
+    monkeypatch.setattr(decoding, "_SPARE", 160)
+    monkeypatch.setattr(Decoder, "_record", record)
+    monkeypatch.setattr(generation, "Decoder", watched)
+    got = sh2.generate(tiny(), prompts, **settings, max_rows=4)  # type: ignore[arg-type]
+    assert [(one.text, one.end) for one in got] == [(one.text, one.end) for one in want]
+    # slots that empty out are not worth a recording each: only halves are, and memory that moves
+    long = sh2.generate(tiny(), prompts, **settings, max_rows=4, stop_at_eod=False)  # type: ignore[arg-type]
+    assert {len(one.ids) for one in long} == {300}
+    assert sum(graph.replays for graph in graphs) > 500
+    assert len(graphs) < 30
+
+
+def test_rows_are_as_many_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    mixers = [module for module in tiny("attention only").modules() if isinstance(module, Attention)]
+    embedding = SimpleNamespace(weight=on_gpu)
+    model = SimpleNamespace(embedding=embedding, config=preset("evo2_7b"), modules=lambda: mixers)
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 30 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 20 * gib)
+    # two layers of 32 heads of 128 numbers of two bytes, twice: 32 KiB a token
+    for tokens, most, rows in [(2**16, 64, 7), (2**16, 4, 4), (2**30, 64, 1)]:
+        assert affordable_rows(model, tokens, most) == rows  # type: ignore[arg-type]
+    for mixer in mixers:
+        mixer.kv_dtype = KVDtype.FP8
+    assert affordable_rows(model, 2**16, 64) == 13  # type: ignore[arg-type]
+
+
 def test_a_cpu_holds_any_number_of_rows() -> None:
     assert affordable_rows(tiny(), 10**9, 64) == 64
 
@@ -323,4 +385,3 @@ def test_gpu_a_recorded_step_allocates_nothing_and_never_waits() -> None:
 
 def test_only_a_model_on_one_gpu_is_recorded() -> None:
     assert not Decoder(tiny(), 1).records
-    assert all(isinstance(module, Attention) or not hasattr(module, "kv_dtype") for module in tiny().modules())
