@@ -17,7 +17,7 @@ from sh2.model import StripedHyena2
 from sh2.presets import PRESETS
 from tests.evo_cli.cli import evo, rows
 
-COMMANDS = ["prepare", "train", "score", "generate", "convert", "models", "doctor", "eval"]
+COMMANDS = ["prepare", "train", "score", "embed", "generate", "convert", "models", "doctor", "eval"]
 
 
 def test_help_answers_in_less_than_a_third_of_a_second() -> None:
