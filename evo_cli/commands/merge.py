@@ -16,7 +16,7 @@ def merge(
 
     All parts must be there, finished, and of one run: the same model, input, options and version, as the .meta.json
     beside each part says. Their order on the command line does not matter, nor does their format. VCF is made from the
-    scored VCF, which must still be where it was.
+    scored VCF, which must still be where it was. Files of --per-base stay in parts: each row names its record.
 
     \b
     Examples:

@@ -124,9 +124,10 @@ def score(
     delta_mean, normalised.
     delta is the log-likelihood of the window with ALT minus that with REF, the mean of both strands: negative means
     that the model finds ALT less likely; delta_mean is the same a base. status is ok, or why there is no score (then
-    NA). Windows are centred on the variant, shifted at contig ends, never padded; window_start is 0-based. normalised
-    says whether the allele is left-aligned and as short as it can be. --background adds background (how many random
-    variants there were), percentile (how many percent of them have a lower delta) and z.
+    NA), or ok_ref_mismatch with --on-ref-mismatch flag. Windows are centred on the variant, shifted at contig ends,
+    never padded; window_start is 0-based. normalised says whether the allele is left-aligned and as short as it can be.
+    --background adds background (how many random variants there were), percentile (how many percent of them have a
+    lower delta) and z.
 
     An interrupted run leaves OUT.partial, and the same command goes on after its last whole block; a finished one
     leaves OUT.meta.json, which says what was run, and the same command finds nothing to do. Other settings replace a
