@@ -97,8 +97,7 @@ class _Cargo:
     def __init__(self, block: nn.Module, *, pinned: bool) -> None:
         block.requires_grad_(False)
         self.block = block
-        size = sum(map(_aligned, self.tensors))
-        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.host = _host_memory(sum(map(_aligned, self.tensors)), pinned=pinned)
         self.at_host = self._views(self.host)
         for tensor, view in zip(self.tensors, self.at_host, strict=True):
             view.copy_(tensor)
@@ -144,6 +143,16 @@ class _Cargo:
             buffer[end - _aligned(tensor) :][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             for end, tensor in zip(ends, tensors, strict=True)
         ]
+
+
+def _host_memory(size: int, *, pinned: bool) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise Sh2Error(f"there is no room in the host's memory for {size / 1e9:,.1f} GB of weights: {reason}").hint(
+            "use a GPU or several that hold more of the model, or a machine with more memory"
+        ) from None
 
 
 def _aligned(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evo_cli.checkup import device_for
-from evo_cli.inference import resolve_devices
+from evo_cli.inference import BackendName, Precision, load_model, resolve_device, resolve_devices
 from sh2.errors import Sh2Error
 from sh2.presets import preset
 from tests.evo_cli.cli import evo
@@ -100,22 +100,8 @@ def test_scores_are_the_same_bytes_on_several_devices(tmp_path: Path, model_fold
     assert two.stderr.count("precision: fp32") == 1
 
 
-def test_a_bad_record_is_reported_as_on_one_device_after_the_same_rows(tmp_path: Path, model_folder: Path) -> None:
-    variants, reference = tmp_path / "variants.vcf", tmp_path / "genome.fa"
-    reference.write_text(">chr1\n" + "ACGT" * 30 + "\n")
-    good = "".join(f"chr1\t{at}\t.\tA\tC\t.\t.\t.\n" for at in range(1, 110, 4))
-    variants.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n" + good + "chr1\tx\n")
-    one, two = (
-        evo("score", variants, "--reference", reference, "--model", model_folder, "--device", device)
-        for device in ("cpu", "cpu,cpu")
-    )
-    assert one.returncode == two.returncode == 1
-    errors = [[line for line in run.stderr.splitlines() if line.startswith(("error", "hint"))] for run in (one, two)]
-    assert errors[0] == errors[1] != []
-    assert one.stdout == two.stdout
-
-
-def test_a_command_for_one_device_refuses_several(tmp_path: Path, model_folder: Path) -> None:
-    result = evo("train", model_folder, "-o", tmp_path / "run", "--preset", "debug", "--device", "cpu,cpu")
-    assert result.returncode == 1
-    assert "error: unknown device `cpu,cpu`\nhint: use auto, cpu, cuda or cuda:N" in result.stderr
+def test_a_command_for_one_device_refuses_several() -> None:
+    with pytest.raises(Sh2Error, match="unknown device `cpu,cpu`"):
+        resolve_device("cpu,cpu")
+    with pytest.raises(Sh2Error, match="this command runs one copy of the model, not one on each of `cpu,cpu`"):
+        load_model("evo2_7b", "cpu,cpu", Precision.AUTO, BackendName.AUTO)

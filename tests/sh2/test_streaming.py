@@ -106,3 +106,15 @@ def test_gradients_are_not_kept_and_a_cast_is_refused() -> None:
     with pytest.raises(Sh2Error, match="streamed from the host's memory cannot be cast or moved"):
         logits(model.bfloat16())
     assert model.blocks[1].mixer.output.weight.dtype is torch.bfloat16  # and is left as it was made
+
+
+def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory\nmore lines")
+
+    _, model = two()
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(
+        Sh2Error, match=r"no room in the host's memory for 0\.0 GB of weights: CUDA error: out of memory\n"
+    ):
+        ring_of(model)
