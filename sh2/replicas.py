@@ -53,12 +53,14 @@ class Replicas:
         Args:
             load: loads the model on a device; for several devices it must be picklable, and a script that is run as
                 the main program must keep what it does under `if __name__ == "__main__"`.
-            devices: as `sh2.load` takes them. None may be left out, and one may come twice.
+            devices: as `sh2.load` takes them, at least one; one may come twice.
 
         Raises:
             Exception: what `load` raises; of several devices, the first one's.
-            Sh2Error: the process of a device died.
+            Sh2Error: the process of a device died, or no device is given.
         """
+        if not devices:
+            raise Sh2Error("replicas need at least one device")
         self.devices = tuple(devices)
         self._model: StripedHyena2 | None = None
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()

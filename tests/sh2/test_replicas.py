@@ -133,6 +133,8 @@ def test_a_model_that_cannot_be_loaded_is_the_error_of_its_load() -> None:
     with pytest.raises(Sh2Error, match=r"^there is no model on cpu\n") as caught:
         Replicas(jobs.load_nothing, ["cpu", "cpu"])
     assert caught.value.__notes__ == ["make one"]
+    with pytest.raises(Sh2Error, match="replicas need at least one device"):
+        Replicas(jobs.load, [])
 
 
 SCRIPT = """
