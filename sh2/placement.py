@@ -147,11 +147,11 @@ def choose_streamed(sizes: Sequence[int], rest: int, room: int) -> tuple[int, ..
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a GPU has free; 1 for a host, whose devices are alike."""
+    """Memory that a GPU has free, at least 1; 1 for a host, whose devices are alike."""
     if device.type != "cuda":
         return 1
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
+    return max(1, torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def follow(blocks: nn.ModuleList, placement: Placement) -> None:
