@@ -130,7 +130,7 @@ def run_scan(
             f"--context {trained} reads it in windows, faster"
         )
     if lower := sum(contig.lower for contig in contigs):
-        say(f"{lower:,} bases are in lower case (soft-masked): scanned as upper case")
+        say(f"{lower:,} bases are in lower case: scanned as upper case")
     options = request.options
     run = describe_run(
         "scan",

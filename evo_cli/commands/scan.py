@@ -36,7 +36,7 @@ def scan(
         Strands, typer.Option("--strand", help="both also writes the mean of the two strands.")
     ] = Strands.FORWARD,
     form: Annotated[
-        Format, typer.Option("--format", help="bedgraph.gz is bgzip, for tabix; bigwig needs the extra `tracks`, and memory.")
+        Format, typer.Option("--format", help="bedgraph.gz is bgzip, for tabix; bigwig needs the extra `tracks`.")
     ] = Format.BEDGRAPH,
     context: Annotated[
         int | None,
@@ -83,6 +83,8 @@ def scan(
 
     Regions (--regions, PREFIX.regions.bed): where the mean of --smooth bases around each lies below or above a number,
     for --min-length bases or more; of the mean of both strands if there is one. The last column is the track's mean.
+
+    Memory does not grow with the tracks, except for bigwig: about 15 bytes for every base, while a file is written.
 
     What was computed is kept in PREFIX.partial until all is written: 4 bytes for every base, track and strand. The
     same command goes on after the last contig that was finished.

@@ -62,7 +62,7 @@ def predict(model: sh2.StripedHyena2, text: str) -> tuple[NDArray[np.float64], N
 def test_both_strands_are_predicted_and_their_mean_is_written(tmp_path: Path, genome: Path, model_folder: Path) -> None:
     result = evo("scan", genome, "--model", model_folder, "-o", tmp_path / "out", "--strand", "both")
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    assert "60 bases are in lower case (soft-masked): scanned as upper case" in result.stderr
+    assert "60 bases are in lower case: scanned as upper case" in result.stderr
     tracks = {path.name[4:-9]: read_bed_graph(path) for path in tmp_path.glob("out.*.bedgraph")}
     assert len(tracks) == 6 * 3
     model = sh2.load(model_folder)
