@@ -4,7 +4,7 @@ Every operator is a causal map `(x, state) -> (y, state)`: `state=None` is the s
 comes out continues it. Pieces of a sequence, however cut, give the outputs of one pass.
 """
 
-from kernels.attention_step import attention_step, unpack
+from kernels.attention_step import attention_append, attention_step, pack, rotate, unpack
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
@@ -15,6 +15,7 @@ __all__ = [
     "Backend",
     "FirState",
     "ModalState",
+    "attention_append",
     "attention_step",
     "channel_fir",
     "grouped_fir",
@@ -23,6 +24,8 @@ __all__ = [
     "hyena_li",
     "hyena_li_step",
     "modal_scan",
+    "pack",
     "rms_norm",
+    "rotate",
     "unpack",
 ]

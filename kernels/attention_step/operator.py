@@ -47,6 +47,45 @@ def attention_step(
     return reference.attention_step(*arguments)
 
 
+@torch.no_grad()
+def attention_append(
+    z_BE: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None,
+    value_units_BSJ: Tensor | None,
+    end_B: Tensor,
+    *,
+    backend: Backend = Backend.AUTO,
+) -> Tensor:
+    """Put one token a row behind its last, IN PLACE, and move the rows' ends on; not differentiable.
+
+    Args:
+        z_BE: the tokens' projections, heads of C channels: H queries, J keys, J values.
+        frequencies: of the rotary embedding [C/2], float32; a token at position t is rotated by t / interpolation of
+            them, and its position is its row's end.
+        keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ: the cache, as for `attention_step`.
+        end_B: int64, entries that each row has; one more when this returns. A row without room stays, and loses its
+            last.
+
+    Returns:
+        The rotated queries q_BHC, in z's dtype.
+
+    Raises:
+        ValueError: `backend` is `triton` and the kernel cannot run this call; the message says why.
+    """
+    arguments = (z_BE, frequencies, interpolation, keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, end_B)
+    obstacle = limit(z_BE.unflatten(1, (-1, keys_BSJC.shape[3])), keys_BSJC)
+    cache = (keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, end_B, frequencies)
+    if not all(tensor is None or tensor[0].is_contiguous() for tensor in cache):
+        obstacle = "a row of the cache is not in one piece"
+    if use_triton(Backend(backend), "attention_append", z_BE, obstacle):
+        return _append(*arguments)
+    return reference.append(*arguments)
+
+
 def limit(q_BHC: Tensor, keys_BSJC: Tensor) -> str | None:
     """Say what keeps the kernels from these queries and keys; None if nothing does."""
     if (C := q_BHC.shape[2]) > MAX_CHANNELS:
@@ -87,6 +126,34 @@ def _attend(
 @_attend.register_fake
 def _(q_BHC, keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, begin_B, end_B):  # type: ignore[no-untyped-def]
     return q_BHC.new_empty(q_BHC.shape)
+
+
+@torch.library.custom_op(
+    "evo::attention_append",
+    mutates_args=("keys_BSJC", "values_BSJC", "key_units_BSJ", "value_units_BSJ", "end_B"),
+)
+def _append(
+    z_BE: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None,
+    value_units_BSJ: Tensor | None,
+    end_B: Tensor,
+) -> Tensor:
+    from kernels.attention_step.step import append
+
+    with torch.cuda.device_of(z_BE):
+        z_BE = z_BE if z_BE.stride(1) == 1 else z_BE.contiguous()
+        cache = (keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ)
+        return append(z_BE, frequencies, interpolation, *cache, end_B)
+
+
+@_append.register_fake
+def _(z_BE, frequencies, interpolation, keys_BSJC, values_BSJC, key_units_BSJ, value_units_BSJ, end_B):  # type: ignore[no-untyped-def]
+    J, C = keys_BSJC.shape[2:]
+    return z_BE.new_empty(z_BE.shape[0], z_BE.shape[1] // C - 2 * J, C)
 
 
 def _rows_packed(cache_BSX: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+E4M3_MAX = 448.0
+
 
 def attention_step(
     q_BHC: Tensor,
@@ -36,6 +38,49 @@ def attention_step(
         enable_gqa=q_BHC.shape[1] != keys_BSJC.shape[2],
     )
     return y_BH1C[:, :, 0].to(q_BHC.dtype)
+
+
+def append(
+    z_BE: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None,
+    value_units_BSJ: Tensor | None,
+    end_B: Tensor,
+) -> Tensor:
+    """Write one token a row behind its last, and return its rotated query q_BHC; see `attention_append`."""
+    B, S, J, C = keys_BSJC.shape
+    H = z_BE.shape[1] // C - 2 * J
+    q_BHC, k_BJC, v_BJC = z_BE.unflatten(1, (-1, C)).split([H, J, J], dim=1)
+    angles_B1c = (end_B.float() / interpolation)[:, None, None] * frequencies
+    cos, sin = angles_B1c.cos(), angles_B1c.sin()
+    k_BJC = rotate(k_BJC, cos, sin)
+    end_B.add_(1).clamp_(max=S)
+    place = torch.arange(B, device=end_B.device), end_B - 1
+    if key_units_BSJ is not None and value_units_BSJ is not None:
+        k_BJC, key_units_BSJ[place] = pack(k_BJC)
+        v_BJC, value_units_BSJ[place] = pack(v_BJC)
+    keys_BSJC[place], values_BSJC[place] = k_BJC.to(keys_BSJC.dtype), v_BJC.to(values_BSJC.dtype)
+    return rotate(q_BHC, cos, sin)
+
+
+def rotate(x_XC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32 or better, rounded once."""
+    a, b = x_XC.to(torch.promote_types(x_XC.dtype, torch.float32)).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_XC.dtype)
+
+
+def pack(x_XC: Tensor) -> tuple[Tensor, Tensor]:
+    """E4M3 codes, kept as bytes, of numbers, and float32 units; a unit takes the largest of C numbers to 448."""
+    wide_XC = x_XC.float()
+    amax_X = wide_XC.abs().amax(dim=-1)
+    # a number over a tensor would be that number times a reciprocal, which rounds twice
+    scale_X = (torch.full_like(amax_X, E4M3_MAX) / amax_X).clamp(max=torch.finfo(torch.float32).max)
+    scale_X = torch.where((amax_X > 0) & amax_X.isfinite(), scale_X, torch.ones_like(scale_X))
+    codes_XC = (wide_XC * scale_X[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return codes_XC.view(torch.uint8), scale_X.reciprocal()
 
 
 def unpack(codes_BSJC: Tensor, units_BSJ: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ COMBINED = 32  # channels that a program of the second kernel puts together
 PROGRAMS = 512  # enough of them keep the memory of a large GPU busy
 LEAST = 64  # entries: a program for fewer is not worth its sums
 _LOG2_E = 1.4426950408889634
+_HIGHEST = tl.constexpr(3.4028234663852886e38)
 _LOWEST = tl.constexpr(-1e30)  # below every score, but a number: the difference of two is one too
 
 
@@ -109,6 +110,60 @@ def combine_kernel(sums, tops, y, C: tl.constexpr, K: tl.constexpr, X: tl.conste
     tl.store(y + head * C + channel_K, y_K.to(y.dtype.element_ty), mask=mask_K)
 
 
+@triton.jit
+def half(z, at_c, mask_c):
+    """Half of a head's channels, as float32."""
+    return tl.load(z + at_c, mask=mask_c, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def append_kernel(
+    z, frequencies, end, q, keys, values, key_units, value_units, S, stride_z, stride_keys, stride_values,
+    stride_key_units, stride_value_units, interpolation,
+    H: tl.constexpr, J: tl.constexpr, C: tl.constexpr, P: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
+    """One head of one row's new token: a query is rotated, a key rotated and put away, a value put away."""
+    part = tl.program_id(0)
+    batch = tl.program_id(1).to(tl.int64)
+    position = tl.load(end + batch)
+    place = tl.minimum(position, S - 1)
+    channel_c = tl.arange(0, P)
+    mask_c = channel_c < C // 2
+    a_c = half(z + batch * stride_z + part * C, channel_c, mask_c)
+    b_c = half(z + batch * stride_z + part * C + C // 2, channel_c, mask_c)
+    if part < H + J:
+        # rounded at every step as plain torch does: far along a sequence, an angle's last bit is a large one
+        angle_c = tl.load(frequencies + channel_c, mask=mask_c, other=0.0)
+        angle_c = tl.div_rn(position.to(tl.float32), interpolation) * angle_c
+        cos_c = tl.cos(angle_c)
+        sin_c = tl.sin(angle_c)
+        turned_c = (a_c * cos_c - b_c * sin_c).to(z.dtype.element_ty).to(tl.float32)
+        b_c = (a_c * sin_c + b_c * cos_c).to(z.dtype.element_ty).to(tl.float32)
+        a_c = turned_c
+    if part < H:
+        query = q + (batch * H + part) * C + channel_c
+        tl.store(query, a_c.to(q.dtype.element_ty), mask=mask_c)
+        tl.store(query + C // 2, b_c.to(q.dtype.element_ty), mask=mask_c)
+    else:
+        head = part - H
+        to = keys + batch * stride_keys
+        units = key_units + batch * stride_key_units
+        if head >= J:
+            head -= J
+            to = values + batch * stride_values
+            units = value_units + batch * stride_value_units
+        to += (place * J + head) * C + channel_c
+        if CODES:
+            largest = tl.maximum(tl.max(tl.abs(a_c), axis=0), tl.max(tl.abs(b_c), axis=0))
+            usual = (largest > 0) & (largest < float("inf"))
+            scale = tl.where(usual, tl.minimum(tl.div_rn(448.0, tl.where(usual, largest, 1.0)), _HIGHEST), 1.0)
+            tl.store(units + place * J + head, tl.div_rn(1.0, scale))
+            a_c = tl.minimum(tl.maximum(a_c * scale, -448.0), 448.0)
+            b_c = tl.minimum(tl.maximum(b_c * scale, -448.0), 448.0)
+        tl.store(to, a_c.to(keys.dtype.element_ty), mask=mask_c)
+        tl.store(to + C // 2, b_c.to(keys.dtype.element_ty), mask=mask_c)
+
+
 def splits(programs: int, S: int) -> int:
     """Into how many parts to split a cache of S places: a power of two, whatever the rows hold."""
     wanted = triton.next_power_of_2(triton.cdiv(PROGRAMS, programs))
@@ -145,3 +200,30 @@ def attend(
     )  # fmt: skip
     combine_kernel[(triton.cdiv(C, COMBINED), B * H)](sums_BHXC, tops_BHX2, y_BHC, C, COMBINED, X, num_warps=WARPS)
     return y_BHC
+
+
+def append(
+    z_BE: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    keys_BSJC: Tensor,
+    values_BSJC: Tensor,
+    key_units_BSJ: Tensor | None,
+    value_units_BSJ: Tensor | None,
+    end_B: Tensor,
+) -> Tensor:
+    """Run the kernel on a z whose last stride is 1, and caches whose rows are in one piece each; move `end_B` on."""
+    B, S, J, C = keys_BSJC.shape
+    H = z_BE.shape[1] // C - 2 * J
+    q_BHC = torch.empty(B, H, C, dtype=z_BE.dtype, device=z_BE.device)
+    codes = key_units_BSJ is not None and value_units_BSJ is not None
+    k_units, v_units = (key_units_BSJ, value_units_BSJ) if codes else (frequencies, frequencies)  # not written
+    if codes:
+        keys_BSJC, values_BSJC = (tensor.view(torch.float8_e4m3fn) for tensor in (keys_BSJC, values_BSJC))
+    append_kernel[(H + 2 * J, B)](
+        z_BE, frequencies, end_B, q_BHC, keys_BSJC, values_BSJC, k_units, v_units,
+        S, z_BE.stride(0), keys_BSJC.stride(0), values_BSJC.stride(0), k_units.stride(0), v_units.stride(0),
+        float(interpolation), H, J, C, triton.next_power_of_2(C // 2), codes, num_warps=1,
+    )  # fmt: skip
+    end_B.add_(1).clamp_(max=S)
+    return q_BHC

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from kernels import attention_step
+from kernels import attention_append, attention_step, rotate
 from sh2.config import ModelConfig, RotaryFrequencies
 from sh2.layers import linear
 from sh2.mixers.backed import Backed
@@ -84,9 +84,9 @@ class Attention(Float32Kept, Backed):
         """Like `forward` for one token. Slots move on themselves: nothing of their size is allocated or copied."""
         if isinstance(state, AttentionState):
             return self.forward(x_B1D, state)
-        q_B1HC, new = self._project(x_B1D, state.end_B[:, None])
-        state.append(new)
-        y_BHC = attention_step(q_B1HC[:, 0], *state.entries, end_B=state.end_B, backend=self.backend)
+        frequencies, entries = (self.inv_freq, float(self.interpolation)), state.entries
+        q_BHC = attention_append(self.input(x_B1D)[:, 0], *frequencies, *entries, state.end_B, backend=self.backend)
+        y_BHC = attention_step(q_BHC, *entries, end_B=state.end_B, backend=self.backend)
         return self.output(y_BHC[:, None].flatten(2)), state
 
     def _project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:
@@ -102,12 +102,6 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Return base^(-2j/C) for j = 0 .. C/2-1, float32."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     return 1.0 / config.rotary_base**exponents
-
-
-def rotate(x_BLHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32 or better, rounded once."""
-    a, b = x_BLHC.to(torch.promote_types(x_BLHC.dtype, torch.float32)).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_BLHC.dtype)
 
 
 def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | None) -> Tensor:

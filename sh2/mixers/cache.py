@@ -13,8 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from kernels import unpack
-from sh2.fp8 import quantise, scale_of
+from kernels import pack, unpack
 
 _STEP = 256  # tokens: a cache is a multiple of these long, and at least an eighth longer than what it must hold
 
@@ -44,7 +43,7 @@ class Entries(NamedTuple):
         if packed == self.packed:
             return self
         if packed:
-            (keys, key_units), (values, value_units) = _pack(self.keys_BSJC), _pack(self.values_BSJC)
+            (keys, key_units), (values, value_units) = pack(self.keys_BSJC), pack(self.values_BSJC)
             return type(self)(keys, values, key_units, value_units)
         return type(self)(*self.numbers())
 
@@ -63,12 +62,6 @@ class Entries(NamedTuple):
         """Change every tensor, with that of the same name of the others."""
         rows = zip(self.tensors(), *(other.tensors() for other in others), strict=True)
         return type(self)(*(change(*row) for row in rows))
-
-
-def _pack(x_BLJC: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, uint8, and units, float32, of numbers."""
-    scale_BLJ1 = scale_of(x_BLJC.abs().amax(dim=-1, keepdim=True))
-    return quantise(x_BLJC, scale_BLJ1).codes.view(torch.uint8), scale_BLJ1.reciprocal()[..., 0]
 
 
 class KVCache:
@@ -152,11 +145,3 @@ class KVSlots(NamedTuple):
     def entries(self) -> Entries:
         """All the memory; a row's own entries are the first `end_B`."""
         return Entries(self.keys_BSJC, self.values_BSJC, self.key_units_BSJ, self.value_units_BSJ)
-
-    def append(self, new: Entries) -> None:
-        """Write one token of every row behind its last; a row without room for it loses the one before."""
-        B, S = self.keys_BSJC.shape[:2]
-        self.end_B.add_(1).clamp_(max=S)
-        row_B = torch.arange(B, device=self.end_B.device)
-        for memory, one in zip(self.entries.tensors(), new.as_kept(self.entries.packed).tensors(), strict=True):
-            memory[row_B, self.end_B - 1] = one[:, 0].to(memory.dtype)

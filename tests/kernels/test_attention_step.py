@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import attention_step
+from kernels import attention_append, attention_step, unpack
 from kernels.attention_step import operator
 from kernels.attention_step import step as triton_step
 from kernels.backend import Backend
@@ -159,6 +159,108 @@ def test_limits_know_which_gpus_have_fp8(monkeypatch: pytest.MonkeyPatch) -> Non
     for capability, limit in (((8, 0), "A100 does not know FP8"), ((9, 0), None)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, has=capability: has)
         assert operator.limit(OnGpu(), keys) == limit  # type: ignore[arg-type]
+
+
+def appended(
+    S: int, H: int, J: int, C: int, ends: list[int], dtype: torch.dtype, backend: Backend, *, codes: bool
+) -> tuple[Tensor, Cache, Tensor, Tensor]:
+    """The rotated queries, the cache and the ends after an append of random heads, and the heads."""
+    B = len(ends)
+    past = cache(B, S, J, C, dtype, codes=codes)
+    z = torch.randn(B, (H + 2 * J) * C, generator=torch.Generator().manual_seed(C))
+    z = z.clamp(-3.5, 3.5).to(torch.float8_e4m3fn).to(DEVICE, dtype)
+    z[:, ::C] = 3.5  # of every head's numbers the largest: 448 by a power of two, and so all are E4M3 already
+    frequencies = (1e4 ** -(torch.arange(0, C, 2) / C)).to(DEVICE)
+    end_B = torch.tensor(ends, device=DEVICE)
+    entries = past["keys"], past["values"], past.get("keys units"), past.get("values units")
+    q = attention_append(z, frequencies, 4.0, *entries, end_B, backend=backend)
+    return q, past, end_B, z.unflatten(1, (-1, C))
+
+
+def check_append(S: int, H: int, J: int, C: int, dtype: torch.dtype, backend: Backend, *, codes: bool) -> None:
+    """Rotation by its definition, with complex numbers; a row that is full stays, and loses its last."""
+    ends = [0, S - 1, S, 3]
+    q, past, end_B, heads = appended(S, H, J, C, ends, dtype, backend, codes=codes)
+    assert end_B.tolist() == [1, S, S, 4]
+    before = cache(len(ends), S, J, C, dtype, codes=codes)
+    # Triton's interpreter rounds to E4M3 without carrying: 127.9 becomes 64
+    keys_error = 0.3 if backend is Backend.TRITON and DEVICE == "cpu" else 0.04
+    frequencies = 1e4 ** -(torch.arange(0, C, 2, dtype=torch.float64) / C)
+    for b, end in enumerate(ends):
+        turn = torch.polar(torch.ones(C // 2, dtype=torch.float64), end / 4.0 * frequencies)
+        pairs = torch.complex(*heads[b].cpu().double().chunk(2, dim=-1)) * turn
+        turned = torch.cat([pairs.real, pairs.imag], dim=-1).to(DEVICE)
+        assert relative_error(q[b], turned[:H]) < 3 * TOLERANCE[dtype]
+        place = min(end, S - 1)
+        for name, want in (("keys", turned[H : H + J]), ("values", heads[b, H + J :].double())):
+            got = past[name][b, place]
+            if codes:
+                units = past[f"{name} units"][b, place]
+                assert relative_error(units * 448, want.abs().amax(dim=-1)) < 3 * TOLERANCE[dtype]
+                got = unpack(got, units)
+            assert relative_error(got, want) < (keys_error if codes and name == "keys" else 3 * TOLERANCE[dtype])
+        for name, tensor in past.items():
+            others = torch.arange(S, device=DEVICE) != place
+            assert torch.equal(tensor[b, others], before[name][b, others])
+
+
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("S", "H", "J", "C", "dtype"),
+    [
+        (5, 1, 1, 2, torch.float32),
+        (9, 4, 2, 6, torch.float32),
+        (8, 3, 3, 16, torch.bfloat16),
+        (7, 4, 1, 8, torch.float16),
+    ],
+)
+def test_a_token_is_rotated_and_put_behind_the_last(
+    S: int, H: int, J: int, C: int, dtype: torch.dtype, backend: Backend, codes: bool
+) -> None:
+    check_append(S, H, J, C, dtype, backend, codes=codes)
+
+
+def test_a_head_of_zeros_and_one_that_overflows_have_units_of_one() -> None:
+    for backend in BACKENDS:
+        z = torch.tensor([[1.0, 2.0, 0.0, 0.0, torch.inf, 1.0]], device=DEVICE)
+        codes = [torch.zeros(1, 3, 1, 2, dtype=torch.uint8, device=DEVICE) for _ in range(2)]
+        units = [torch.zeros(1, 3, 1, device=DEVICE) for _ in range(2)]
+        end_B = torch.tensor([1], device=DEVICE)
+        attention_append(z, torch.ones(1, device=DEVICE), 1.0, *codes, *units, end_B, backend=backend)
+        assert [float(unit[0, 1, 0]) for unit in units] == [1.0, 1.0]
+        assert unpack(codes[0], units[0])[0, 1, 0].tolist() == [0.0, 0.0]
+        assert unpack(codes[1], units[1])[0, 1, 0].tolist() == [448.0, 1.0]
+
+
+def test_a_cache_in_pieces_is_said() -> None:
+    keys = torch.zeros(1, 2, 3, 4, device=DEVICE).transpose(1, 2)
+    z, frequencies = torch.zeros(1, 20, device=DEVICE), torch.ones(2, device=DEVICE)
+    cache_of = keys, keys, None, None, torch.tensor([0], device=DEVICE)
+    with pytest.raises(ValueError, match="the Triton kernels cannot run here: a row of the cache is not in one piece"):
+        attention_append(z, frequencies, 1.0, *cache_of, backend=Backend.TRITON)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("S", "H", "J", "C"), [(2000, 32, 32, 128), (300, 15, 15, 128), (40, 8, 2, 64)])
+def test_gpu_a_token_is_rotated_and_put_behind_the_last(
+    S: int, H: int, J: int, C: int, dtype: torch.dtype, codes: bool
+) -> None:
+    if codes and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU does not know FP8")
+    check_append(S, H, J, C, dtype, Backend.TRITON, codes=codes)
+
+
+@pytest.mark.gpu
+def test_gpu_a_position_beyond_a_million_is_rotated_as_plain_torch_rotates_it() -> None:
+    S = (1 << 20) + 9
+    results = []
+    for backend in BACKENDS:
+        q, past, _, _ = appended(S, 2, 1, 64, [S - 2], torch.float32, backend, codes=False)
+        results.append(torch.cat([q.flatten(), past["keys"][0, S - 2].flatten()]))
+    assert relative_error(results[0], results[1]) < 1e-6
 
 
 @pytest.mark.gpu
