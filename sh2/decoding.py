@@ -9,6 +9,7 @@ Knows nothing of sampling.
 # R rows, S places of the memory for keys and values, V vocabulary
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
@@ -19,6 +20,8 @@ from sh2.mixers import Attention, AttentionState, FirState, KVDtype, KVSlots, Mi
 from sh2.mixers.cache import lengthened
 from sh2.model import StripedHyena2
 from sh2.state import ModelState, map_state, select
+
+log = logging.getLogger(__name__)
 
 _SPARE = 65_536  # tokens of all rows together that there is room for beyond what they hold, at least
 _EAGER_STEPS = 2  # before a step is recorded: they compile kernels and fill caches, which a recording must not
@@ -114,9 +117,14 @@ class Decoder:
 
     def _record(self) -> None:
         """Record a step. Nothing runs: what is recorded is what eager steps did, on the same memory."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=_recording_stream(self.device)):
-            self._run()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=_recording_stream(self.device)):
+                self._run()
+        except RuntimeError as error:
+            self.records = False
+            log.warning("decoding launches every kernel of a step: it could not be recorded as a CUDA graph: %s", error)
+            return
         self._graph = graph
 
     def _make_room(self) -> None:

@@ -84,9 +84,19 @@ class Attention(Float32Kept, Backed):
         """Like `forward` for one token. Slots move on themselves: nothing of their size is allocated or copied."""
         if isinstance(state, AttentionState):
             return self.forward(x_B1D, state)
-        frequencies, entries = (self.inv_freq, float(self.interpolation)), state.entries
-        q_BHC = attention_append(self.input(x_B1D)[:, 0], *frequencies, *entries, state.end_B, backend=self.backend)
-        y_BHC = attention_step(q_BHC, *entries, end_B=state.end_B, backend=self.backend)
+        keys, values, key_units, value_units = state.entries
+        q_BHC = attention_append(
+            self.input(x_B1D)[:, 0],
+            self.inv_freq,
+            float(self.interpolation),
+            keys,
+            values,
+            key_units,
+            value_units,
+            state.end_B,
+            backend=self.backend,
+        )
+        y_BHC = attention_step(q_BHC, keys, values, key_units, value_units, end_B=state.end_B, backend=self.backend)
         return self.output(y_BHC[:, None].flatten(2)), state
 
     def _project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:

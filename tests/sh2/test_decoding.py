@@ -276,6 +276,20 @@ def test_a_step_is_recorded_once_for_as_long_as_its_memory_stays(monkeypatch: py
     assert len(graphs) < 30
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records")
+@torch.inference_mode()
+def test_a_step_that_cannot_be_recorded_says_why_and_runs(caplog: pytest.LogCaptureFixture) -> None:
+    rows = Rows(tiny(), 2)
+    rows.decoder.records = True
+    rows.put(0, ids(30, 0))
+    rows.put(1, ids(3, 1))
+    for step in range(5):
+        rows.step(step)
+    rows.check()
+    (record,) = caplog.records
+    assert "decoding launches every kernel of a step: it could not be recorded as a CUDA graph: " in record.message
+
+
 def test_rows_are_as_many_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
     mixers = [module for module in tiny("attention only").modules() if isinstance(module, Attention)]
