@@ -21,7 +21,7 @@ _ALIGNED = 256  # bytes: where a tensor begins in a buffer
 
 
 class Ring:
-    """Two buffers on a device: one for the even, one for the odd of the streamed blocks, each in turn."""
+    """Two buffers on a device, which the streamed blocks take by turns."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         """Move the blocks' tensors into page-locked memory, and start to copy the first two.
@@ -36,50 +36,53 @@ class Ring:
         self.copying: Any = torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()
         # made outside of inference mode, buffers can be written in it and out of it
         with torch.inference_mode(False), torch.no_grad():
-            cargoes = [_Cargo(block, pinned=device.type == "cuda") for block in blocks]
-            size = max(cargo.host.numel() for cargo in cargoes)
+            self.cargoes = [_Cargo(block, pinned=device.type == "cuda") for block in blocks]
+            size = max(cargo.host.numel() for cargo in self.cargoes)
             self.slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(2)]
-            self.cargoes = cargoes
-            for turn, cargo in enumerate(cargoes):
-                cargo.bind(self.slots[turn % 2].buffer)
         # the buffers' memory may have been that of something still in use
         self.copying.wait_stream(self.streams.current_stream(device))
         self.running: int | None = None
         for turn, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, turn=turn: self._begin(turn))
             block.register_forward_hook(lambda *_, turn=turn: self._end(turn), always_call=True)
-        for turn in range(min(2, len(blocks))):
-            self._fetch(turn)
+        for turn, slot in zip(range(len(blocks)), self.slots, strict=False):
+            self._fetch(turn, slot)
 
-    def _fetch(self, turn: int) -> None:
-        """Queue the copy of a block into its buffer, behind whatever still reads the buffer."""
-        slot, cargo = self.slots[turn % 2], self.cargoes[turn]
+    def _fetch(self, turn: int, slot: "_Slot") -> None:
+        """Queue the copy of a block into a buffer, behind whatever still reads the buffer."""
+        host = self.cargoes[turn].host
         with self.streams.stream(self.copying):
             self.copying.wait_event(slot.used)
-            slot.buffer[: cargo.host.numel()].copy_(cargo.host, non_blocking=True)
+            slot.buffer[: host.numel()].copy_(host, non_blocking=True)
             slot.filled.record(self.copying)
         slot.turn = turn
 
     def _begin(self, turn: int) -> None:
         """Wait for the block's weights, and let it see them."""
-        slot, cargo = self.slots[turn % 2], self.cargoes[turn]
+        cargo = self.cargoes[turn]
         cargo.check()
-        if slot.turn != turn:  # the last pass was given up
-            self._fetch(turn)
+        if turn not in [slot.turn for slot in self.slots]:  # the last pass was given up
+            following = (turn + 1) % len(self.cargoes)
+            self._fetch(turn, next(slot for slot in self.slots if slot.turn != following))
+        slot = self._slot(turn)
         self.streams.current_stream(self.device).wait_event(slot.filled)
-        cargo.show()
+        cargo.show(slot.buffer)
         self.running = turn
 
     def _end(self, turn: int) -> None:
-        """Take the block's weights from its sight, and queue the next ones of its buffer."""
+        """Take the block's weights from its sight, and queue those of the next but one in their place."""
         if self.running != turn:  # it did not begin
             return
         self.running = None
-        slot = self.slots[turn % 2]
         self.cargoes[turn].hide()
+        slot = self._slot(turn)
         slot.used.record(self.streams.current_stream(self.device))
-        following = turn + 2
-        self._fetch(following if following < len(self.cargoes) else turn % 2)
+        following = (turn + 2) % len(self.cargoes)
+        if slot.turn != following:
+            self._fetch(following, slot)
+
+    def _slot(self, turn: int) -> "_Slot":
+        return next(slot for slot in self.slots if slot.turn == turn)
 
 
 class _Slot:
@@ -108,13 +111,9 @@ class _Cargo:
         """Those that the block has now: a cast that changes nothing may still put another object in place of one."""
         return list(chain(self.block.parameters(), self.block.buffers()))
 
-    def bind(self, buffer: Tensor) -> None:
-        """Choose the buffer that the tensors will be copied to."""
-        self.at_device = self._views(buffer)
-
-    def show(self) -> None:
-        """Let the block see its tensors in the buffer."""
-        for tensor, view in zip(self.tensors, self.at_device, strict=True):
+    def show(self, buffer: Tensor) -> None:
+        """Let the block see its tensors in a buffer."""
+        for tensor, view in zip(self.tensors, self._views(buffer), strict=True):
             tensor.data = view
 
     def hide(self) -> None:
