@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sh2.accounting import Numbers, forward_flops
+from sh2.accounting import Numbers, forward_flops, weight_bytes
 from sh2.bench.generate import time_decoding
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
@@ -21,8 +21,9 @@ from sh2.scoring import log_probs_of
 from sh2.state import ModelState
 from sh2.train.loss import loss_sums
 
-_GPU_TRIAL_FLOPS, _CPU_TRIAL_FLOPS = 5e12, 2e9  # of a block on the tokens of a trial
-_WRITTEN = 24  # tokens, of which most are timed
+_GPU_TRIAL_FLOPS, _CPU_TRIAL_FLOPS = 5e12, 8e9  # of a block on the tokens of a trial
+_CACHED_BYTES, _MOST_BLOCKS = 2**26, 8
+_WRITTEN = 32  # tokens, of which most are timed
 _FEW = 64  # tokens, of which a piece takes little longer than of none
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -149,7 +150,7 @@ class Trial:
         """
         self._config, self._numbers, self._device, self._backend = config, numbers, device, backend
         self._rows, self._training = rows, training
-        self._stopwatch = Stopwatch(device)
+        self._stopwatch = Stopwatch(device, least=1)
         budget = _GPU_TRIAL_FLOPS if torch.device(device).type == "cuda" else _CPU_TRIAL_FLOPS
         costs = [_flops_of_a_token(config, kind) for kind in set(config.kinds)]
         most = int(budget / max(costs) / (3 if training else 1))
@@ -239,13 +240,18 @@ class Trial:
         return Line(fixed=max(few - slope * _FEW, 0.0), a_token=slope)
 
     def _steps(self, model: StripedHyena2, kind: MixerKind) -> tuple[float, float]:
-        """A step of a block, which is what a model of two takes longer than one; and a step without any."""
-        one, two = (
+        """A step of a block, which is what a model of several takes longer than one; and a step without any.
+
+        Several are more than caches hold, or as many as a small model has: a step's time is that of reading weights.
+        """
+        block = weight_bytes(model.config, self._numbers.dtype)
+        more = min(_MOST_BLOCKS, 1 + max(1, _CACHED_BYTES // block))
+        one, many = (
             time_decoding(tried, _FEW, rows=self._rows, tokens=_WRITTEN).step_seconds
-            for tried in (model, self._model(2 * kind.value))
+            for tried in (model, self._model(more * kind.value))
         )
-        block = max(two - one, 0.05 * one)
-        return block, max(one - block, 0.0)
+        block_seconds = max((many - one) / (more - 1), 0.05 * one)
+        return block_seconds, max(one - block_seconds, 0.0)
 
     def _ends(self, model: StripedHyena2) -> Line:
         n = self._tokens

@@ -44,7 +44,9 @@ class Stopwatch:
     it: launch overhead is not counted unless the call itself waits for the GPU. On a CPU it is wall-clock time.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, least: int = 3) -> None:
+        """Make ready. least: repetitions that are timed, however long one takes (up to a second)."""
+        self._least = least
         self._gpu = torch.device(device).type == "cuda"
         if self._gpu:
             torch.cuda.set_device(torch.device(device).index or 0)
@@ -62,7 +64,7 @@ class Stopwatch:
         peak = torch.cuda.max_memory_allocated() - _COLD_BYTES if self._gpu else 0
         if total > 1:
             return Timing(seconds=total, peak_bytes=peak)
-        repeats = max(3, min(100, int(self._budget / total)))
+        repeats = max(self._least, min(100, int(self._budget / total)))
         if not self._gpu:
             seconds = statistics.median(self._once(prepare) for _ in range(repeats))
         else:
