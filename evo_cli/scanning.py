@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from heapq import merge
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,12 +184,15 @@ def _write(request: Request, contigs: list[Contig], scan: Scan, run: Run, *, mar
 
 
 def _regions(request: Request, lengths: dict[str, int], scan: Scan) -> Iterator[tuple[Region, Rule, str]]:
-    """Regions by contig and then by rule, of the mean of the strands where there is one."""
+    """Regions of all rules by contig and start, of the mean of the strands where there is one."""
     strand = request.strands[-1]
-    for contig, length in lengths.items():
-        for rule in request.rules:
-            for region in find_regions(contig, length, scan.reader(rule.track, strand), rule):
-                yield region, rule, strand.sign
+
+    def of(rule: Rule, contig: str) -> Iterator[tuple[Region, Rule, str]]:
+        for region in find_regions(contig, lengths[contig], scan.reader(rule.track, strand), rule):
+            yield region, rule, strand.sign
+
+    for contig in lengths:
+        yield from merge(*(of(rule, contig) for rule in request.rules), key=lambda found: found[0].start)
 
 
 def _plot(request: Request, interval: Interval, scan: Scan, model: str) -> None:

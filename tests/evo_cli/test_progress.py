@@ -51,10 +51,12 @@ def test_without_a_terminal_nothing_goes_to_stdout(capsys):
     with counter("generating", total=3, unit="bases") as advance:
         advance(1)
         advance(2)
+    with counter("scan", total=9, start=4) as advance:
+        advance(5)
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "step 2/2 (100%)\ngenerating bases 3/3 (100%)\n"
+    assert captured.err == "step 2/2 (100%)\ngenerating bases 3/3 (100%)\nscan 9/9 (100%)\n"
 
 
 def test_a_live_bar_draws_on_stderr(capsys, monkeypatch):

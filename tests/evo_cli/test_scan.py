@@ -100,7 +100,8 @@ def test_windows_documents_big_wig_regions_and_pictures(tmp_path: Path, genome: 
     common = ("scan", genome, "-m", model_folder, "--context", 64, "--prepend-eod", "--strand", "reverse")
     result = evo(
         *common, "-o", tmp_path / "big", "--format", "bigwig", "--tracks", "logprob,acgt", "--plot", "chr1:1-700",
-        "--plot", "two|odd:2-20", "--regions", "logprob<-6.24", "--smooth", 9, "--min-length", 12,
+        "--plot", "two|odd:2-20", "--regions", "logprob<-6.24", "--regions", "logprob>-6.1", "--smooth", 9,
+        "--min-length", 12,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     model = sh2.load(model_folder)
@@ -116,12 +117,14 @@ def test_windows_documents_big_wig_regions_and_pictures(tmp_path: Path, genome: 
     padded = np.array([values[max(0, place - 4) : place + 5].mean() for place in range(values.size)])
     inside = np.flatnonzero(padded < -6.24)
     lines = [line.split("\t") for line in (tmp_path / "big.regions.bed").read_text().splitlines()]
-    ours = [line for line in lines if line[0] == "chr1"]
+    starts = [int(line[1]) for line in lines if line[0] == "chr1"]
+    assert starts == sorted(starts)
+    assert {tuple(line[3:6]) for line in lines} == {("logprob<-6.24", "0", "-"), ("logprob>-6.1", "0", "-")}
+    ours = [line for line in lines if line[0] == "chr1" and line[3] == "logprob<-6.24"]
     assert len(ours) > 1
     covered = {place for line in ours for place in range(int(line[1]), int(line[2]))}
     runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
     assert covered == {int(place) for run in runs if run.size >= 12 for place in run}
-    assert {tuple(line[3:6]) for line in lines} == {("logprob<-6.24", "0", "-")}
     assert float(ours[0][6]) == pytest.approx(values[int(ours[0][1]) : int(ours[0][2])].mean(), abs=1e-4)
     assert sorted(path.name for path in tmp_path.glob("big.*")) == sorted([
         *(f"big.{track}.reverse.bw" for track in ("logprob", "A", "C", "G", "T")),
