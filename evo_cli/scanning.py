@@ -44,19 +44,23 @@ class Request:
         return (*self.scanned, Strand.MEAN) if len(self.scanned) > 1 else self.scanned
 
     def track_path(self, track: str, strand: Strand) -> Path:
+        """Where a track of a strand is written."""
         return self._path(f"{track}.{strand}{self.form.suffix}")
 
     def plot_path(self, interval: Interval) -> Path:
+        """Where a region is drawn."""
         # names of contigs may hold anything
         name = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in interval.contig)
         return self._path(f"{name}_{interval.start + 1}-{interval.end}.png")
 
     @property
     def regions_path(self) -> Path:
+        """Where regions of all rules are written."""
         return self._path("regions.bed")
 
     @property
     def metadata_path(self) -> Path:
+        """Where it is told what made the files."""
         return self._path("meta.json")
 
     @property
@@ -123,15 +127,7 @@ def run_scan(
     """
     contigs = check_request(request)
     replicas = open_replicas(model, device, precision, backend)
-    longest = max(contigs, key=lambda contig: contig.length)
-    trained = replicas.config.context
-    if request.options.context is None and longest.length > trained:
-        say(
-            f"`{longest.name}` has {longest.length:,} bp, more than the {trained:,} of the model's training: "
-            f"--context {trained} reads it in windows, faster"
-        )
-    if lower := sum(contig.lower for contig in contigs):
-        say(f"{lower:,} bases are in lower case: scanned as upper case")
+    _remark(contigs, request.options, replicas.config.context)
     options = request.options
     run = describe_run(
         "scan",
@@ -153,6 +149,18 @@ def run_scan(
         mark = mark_of(replicas.config, replicas.precision)
         _write(request, contigs, scan, run, mark=mark, model="/".join(Path(model).parts[-2:]))
         folder.remove()
+
+
+def _remark(contigs: list[Contig], options: ScanOptions, trained: int) -> None:
+    """Say what of the contigs a user may not expect."""
+    longest = max(contigs, key=lambda contig: contig.length)
+    if options.context is None and longest.length > trained:
+        say(
+            f"`{longest.name}` has {longest.length:,} bp, more than the {trained:,} of the model's training: "
+            f"--context {trained} reads it in windows, faster"
+        )
+    if lower := sum(contig.lower for contig in contigs):
+        say(f"{lower:,} bases are in lower case: scanned as upper case")
 
 
 def _write(request: Request, contigs: list[Contig], scan: Scan, run: Run, *, mark: str | None, model: str) -> None:
