@@ -1,5 +1,6 @@
 """What tests of the kernels share."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -14,3 +15,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def all_memory() -> None:
+    """Free what tests before left behind, of which a test that takes most of a GPU has no room for any."""
+    gc.collect()
+    torch.cuda.empty_cache()

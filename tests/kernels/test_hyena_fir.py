@@ -90,6 +90,9 @@ def by_definition(values: Values) -> tuple[Tensor, ...]:
 
 def tolerance(values: Values) -> float:
     dtype, taps = values["z"].dtype, values["taps"].shape[1]
+    # of a few tokens alone, the taps' gradient is a handful of sums, and all of them may cancel
+    if dtype is torch.bfloat16 and values["z"].shape[1] == 1:
+        return 2 * TOLERANCE[dtype]
     # tensor cores cut their sums off where other arithmetic rounds them
     return 1e-5 if dtype is torch.float32 and taps > 16 and DEVICE == "cuda" else TOLERANCE[dtype]
 
@@ -372,6 +375,7 @@ def test_gpu_an_operator_compiles_in_one_graph(K: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("all_memory")
 @pytest.mark.parametrize("K", [7, 128])
 def test_gpu_a_million_rows_reach_beyond_32_bits(K: int) -> None:
     torch.use_deterministic_algorithms(False)  # no memory to spare

@@ -240,6 +240,7 @@ def test_gpu_every_length_of_segment(rows: int, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("all_memory")
 def test_gpu_a_million_rows_reach_beyond_32_bits() -> None:
     values = inputs(1, D=4096, N=16, dtype=torch.bfloat16)
     values["z"] = torch.randn(1, 1 << 20, 3 * 4096, device=DEVICE, dtype=torch.bfloat16)
