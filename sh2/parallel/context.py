@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from kernels import hyena_fir, hyena_li
 from sh2.errors import Sh2Error
 from sh2.mixers import Attention, HyenaLI
+from sh2.mixers.cache import KVDtype
 from sh2.mixers.hyena import HyenaFir
 from sh2.model import StripedHyena2
 from sh2.parallel import all_to_all, fft, halo, modal, ring
@@ -151,7 +152,8 @@ def parallelise(
         _check(name, module, ranks.shards.ranks, *methods)
     if ranks.shards.ranks == 1:
         return context
-    fir, long, attend = _FIR[methods[0]], _MODAL[methods[0]], _ATTENTION[methods[1]]
+    # torch.compile traces no exchanges: it leaves a graph before one and enters another behind it
+    fir, long, attend = map(torch.compiler.disable, (_FIR[methods[0]], _MODAL[methods[0]], _ATTENTION[methods[1]]))
     for module in model.modules():
         match module:
             case HyenaFir():
@@ -181,7 +183,8 @@ def _attended(
 ) -> tuple[Tensor, None]:
     positions_1L = ranks.shards.positions(x_BLD.shape[1], x_BLD.device)[None]
     q_BLHc, new = mixer._project(x_BLD, positions_1L)
-    return mixer.output(attend(ranks, q_BLHc, new.keys_BSJC, new.values_BSJC).flatten(2)), None
+    keys_BLJc, values_BLJc = new.as_kept(mixer.kv_dtype is KVDtype.FP8).numbers(x_BLD.dtype)
+    return mixer.output(attend(ranks, q_BLHc, keys_BLJc, values_BLJc).flatten(2)), None
 
 
 def _hidden(

@@ -61,7 +61,7 @@ class Route(Exchange):
     source: Callable[[int], int | None]  # its inverse
 
     def begin(self, tensors: Sequence[Tensor]) -> Flight:
-        flight = Flight([torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors])
+        flight = Flight([torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors])
         messages = [
             message
             for tensor, output in zip(tensors, flight.outputs, strict=True)
@@ -86,7 +86,9 @@ class Route(Exchange):
                 sources.append(tensor[slot].contiguous())
                 messages.append((target, self._message(dist.isend, sources[-1], target)))
             source = self.source(piece)
-            if source is not None and source not in mine:
+            if source is None:
+                output[slot].zero_()
+            elif source not in mine:
                 messages.append((piece, self._message(dist.irecv, output[slot], source)))
         return [message for _, message in sorted(messages, key=itemgetter(0))]
 

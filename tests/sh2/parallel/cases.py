@@ -4,11 +4,14 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
@@ -49,10 +52,11 @@ class Case:
     sharding: str = "contiguous"
     model: str = "striped"
     recompute: bool = False  # the blocks' activations, in backward
+    compiled: bool = False  # the blocks
 
     def __str__(self) -> str:
         words = [str(self.ranks), self.convolution, self.attention, self.sharding, self.model]
-        return "-".join(words + ["recompute"] * self.recompute)
+        return "-".join(words + ["recompute"] * self.recompute + ["compiled"] * self.compiled)
 
 
 def build(name: str) -> StripedHyena2:
@@ -91,6 +95,9 @@ def in_many(case: Case, device: str) -> dict[str, Tensor]:
     if case.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if case.compiled:
+        for block in model.blocks:
+            block.compile(dynamic=False, backend="aot_eager")
     tokens, weights = (tensor.to(device) for tensor in batch())
     logits, state = model(context.shard(tokens[:, :-1]))
     assert state == ()
@@ -112,6 +119,26 @@ def run_cases(cases: Sequence[Case], folder: Path, device: str) -> None:
             torch.save(result, folder / f"{case}.pt")
 
 
+def over_data_and_context(folder: Path) -> None:
+    """Four processes: two share each sequence, two each have one, and FSDP has a quarter of the weights on each."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "context"))
+    model = build("striped")
+    context = parallelise(model, mesh["context"].get_group(), sharding="zigzag")
+    everyone = mesh._flatten("everyone")
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=everyone)
+        module.set_gradient_divide_factor(1.0)  # the loss is a sum
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    tokens, weights = batch()
+    mine = slice(mesh["data"].get_local_rank(), mesh["data"].get_local_rank() + 1)
+    logits, _ = model(context.shard(tokens[mine, :-1]))
+    sums = loss_sums(logits, context.shard(tokens[mine, 1:]), context.shard(weights[mine]))
+    (sums.weighted_nats / weights.sum()).backward()
+    gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    if dist.get_rank() == 0:
+        torch.save(gradients, folder / "gradients.pt")
+
+
 def in_processes(ranks: int, work: Callable[..., None], *arguments: object, folder: Path, device: str = "cpu") -> None:
     """Call `work(*arguments)` in every process of a group.
 
@@ -126,8 +153,11 @@ def in_processes(ranks: int, work: Callable[..., None], *arguments: object, fold
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
+    running = {process.sentinel: process for process in processes}
+    while running and all(process.exitcode in (None, 0) for process in processes):
+        # one that failed leaves the others waiting for it
+        for sentinel in wait(list(running)):
+            del running[sentinel]
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.sh2.parallel.cases import CONFIGS, Case, in_one_process, in_processes, run_cases
+from tests.sh2.parallel.cases import CONFIGS, Case, in_one_process, in_processes, over_data_and_context, run_cases
 
 METHODS = [
     ("state", "ring"),
@@ -35,6 +35,7 @@ CASES = [
     # no past to speak of, activations made again, a number of ranks that divides nothing
     *(Case(ranks=2, convolution=method, model="featurizers of one tap") for method in ("state", "p2p-overlapped")),
     *(Case(ranks=2, convolution=method, recompute=True) for method in ("state", "a2a-pipelined")),
+    Case(ranks=2, convolution="state", sharding="zigzag", compiled=True),
     *(Case(ranks=3, convolution="state", sharding=sharding) for sharding in ("contiguous", "zigzag")),
     Case(ranks=3, convolution="p2p", sharding="zigzag", model=OTHER),
     # eight
@@ -75,6 +76,12 @@ def test_all_is_as_in_one_process(ranks: int, tmp_path: Path) -> None:
         if (found := differences(torch.load(tmp_path / f"{case}.pt"), alone(case.model, "cpu"), 1e-5))
     }
     assert off == {}
+
+
+def test_with_fsdp_over_data_and_context(tmp_path: Path) -> None:
+    in_processes(4, over_data_and_context, tmp_path, folder=tmp_path)
+    want = {name: tensor for name, tensor in alone("striped", "cpu").items() if name not in ("logits", "loss")}
+    assert differences(torch.load(tmp_path / "gradients.pt"), want, 1e-5) == []
 
 
 @pytest.mark.gpu
