@@ -16,7 +16,7 @@ from data.background import background
 from data.reference import Reference
 from data.variants import variant_window
 from data.vcf import Allele
-from evo_cli.variant_scores import Block, VariantOptions, VariantScore, _blocks, score_block
+from evo_cli.variant_scores import Block, VariantOptions, VariantScore, blocks, score_block
 
 if TYPE_CHECKING:
     from sh2.replicas import Replicas
@@ -62,7 +62,7 @@ def score_groups(
     """
     sizes = chain([unit - done % unit], iter(lambda: unit, None))
     groups = iter(lambda: list(islice(alleles, next(sizes))), [])
-    jobs = (block for group in groups for block in _blocks(group, reference, scoring.rule))
+    jobs = (block for group in groups for block in blocks(group, reference, scoring.rule))
     for scores in replicas.map(partial(score_block, scoring), jobs):
         yield [Compared(score) for score in scores]
 
@@ -77,7 +77,7 @@ def score_compared(
         for allele in alleles:
             drawn = background(reference, allele, variant_window(reference, allele, scoring.rule), count)
             held.append(1 + len(drawn))
-            yield from _blocks([allele, *drawn], reference, scoring.rule)
+            yield from blocks([allele, *drawn], reference, scoring.rule)
 
     found: list[VariantScore] = []
     for scores in replicas.map(partial(score_block, scoring), jobs()):

@@ -91,14 +91,14 @@ def score_alleles(
     replicas: "Replicas", alleles: Iterable[Allele], reference: Reference, options: VariantOptions
 ) -> Iterator[VariantScore]:
     """Score alleles in their order, one result each, whatever their status."""
-    for scores in replicas.map(partial(score_block, options), _blocks(alleles, reference, options.rule)):
+    for scores in replicas.map(partial(score_block, options), blocks(alleles, reference, options.rule)):
         yield from scores
 
 
 Block = list[tuple[Allele, VariantWindow]]
 
 
-def _blocks(alleles: Iterable[Allele], reference: Reference, rule: WindowRule) -> Iterator[Block]:
+def blocks(alleles: Iterable[Allele], reference: Reference, rule: WindowRule) -> Iterator[Block]:
     """Alleles with their windows, some at a time."""
     block: Block = []
     windows: set[tuple[str, int]] = set()

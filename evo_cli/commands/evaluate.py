@@ -115,7 +115,7 @@ def markov(
 
     if order and max(order) > MAX_ORDER:
         raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
-    if train is None and not is_store(input):
+    if train is None and input.exists() and not is_store(input):
         raise typer.BadParameter(f"{input} has no train split: say what to count on", param_hint="--train")
     tested = read_stretches(input, split)
     counted = read_stretches(train or input, "train")
