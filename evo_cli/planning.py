@@ -42,7 +42,7 @@ def predict(request: Request) -> tuple[list[Line], str | None]:
     config, stored = model_config(request.model)
     elsewhere = KNOWN_DEVICES.get(request.device)
     where = request.device if elsewhere else resolve_device(request.device)
-    gpu = elsewhere is not None or where != "cpu"
+    gpu = elsewhere is not None or where.startswith("cuda")
     numbers = _numbers(request, config, stored, where, elsewhere)
     plan = Plan(
         config=config,
@@ -67,7 +67,7 @@ def predict(request: Request) -> tuple[list[Line], str | None]:
 
 
 def _numbers(request: Request, config: ModelConfig, stored: str, where: str, elsewhere: KnownDevice | None) -> Numbers:
-    gpu, plain = elsewhere is not None or where != "cpu", request.backend is BackendName.REFERENCE
+    gpu, plain = elsewhere is not None or where.startswith("cuda"), request.backend is BackendName.REFERENCE
     if request.task == Task.TRAIN:
         auto = "bf16" if gpu else "fp32"
         return Numbers(

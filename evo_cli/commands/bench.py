@@ -98,7 +98,7 @@ def ops(
     names = _peer_names(peers, no_peers)
     check_outputs([output], [])
     where = resolve_device(device)
-    defaults = _CPU_DEFAULTS if where == "cpu" else _GPU_DEFAULTS
+    defaults = _CPU_DEFAULTS if where.startswith("cpu") else _GPU_DEFAULTS
     cases = _cases(
         _operators(operators),
         _numbers(defaults["lengths"] if lengths is None else lengths, "--lengths"),
@@ -144,7 +144,7 @@ def forward(
 
     check_outputs([output], [])
     where = resolve_device(device)
-    defaults = _CPU_DEFAULTS if where == "cpu" else {"lengths": "8192,131072", "model": "evo2_7b"}
+    defaults = _CPU_DEFAULTS if where.startswith("cpu") else {"lengths": "8192,131072", "model": "evo2_7b"}
     failed = forward_table(
         model or defaults["model"],
         _numbers(defaults["lengths"] if lengths is None else lengths, "--lengths"),
@@ -152,7 +152,7 @@ def forward(
         device=where,
         precision=precision,
         backend=backend,
-        plain=not no_plain and backend is not BackendName.REFERENCE and where != "cpu",
+        plain=not no_plain and backend is not BackendName.REFERENCE and not where.startswith("cpu"),
         output=output,
     )
     _end(failed)
@@ -193,7 +193,9 @@ def generate(
 
     check_outputs([output], [])
     where = resolve_device(device)
-    defaults = _CPU_DEFAULTS if where == "cpu" else {"contexts": "1024,131072", "batches": "1,64", "model": "evo2_7b"}
+    defaults = (
+        _CPU_DEFAULTS if where.startswith("cpu") else {"contexts": "1024,131072", "batches": "1,64", "model": "evo2_7b"}
+    )
     failed = generate_table(
         model or defaults["model"],
         _numbers(defaults["contexts"] if contexts is None else contexts, "--contexts"),

@@ -32,7 +32,7 @@ def plan(config: ModelConfig, task: Task, length: int, **others: object) -> Plan
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("config", [SEVEN, replace(preset("350m"), layout="SML*", queries_per_kv_head=4)])
-@pytest.mark.parametrize(("length", "rows"), [(1000, 1), (8192, 2), (8193, 1), (40_000, 1), (90_000, 2)])
+@pytest.mark.parametrize(("length", "rows"), [(1000, 1), (8192, 2), (8193, 1), (40_000, 2)])
 @torch.no_grad()
 def test_reading_takes_the_memory_that_was_predicted(config: ModelConfig, length: int, rows: int, dtype: str) -> None:
     planned = plan(config, Task.SCORE, length, batch=rows, numbers=Numbers(dtype=dtype))
@@ -44,17 +44,17 @@ def test_reading_takes_the_memory_that_was_predicted(config: ModelConfig, length
         assert predict_memory(planned).total == pytest.approx(live.most, rel=0.1)
 
 
-@pytest.mark.parametrize(("prompt", "samples"), [(3000, 1), (3000, 4), (20, 8)])
+@pytest.mark.parametrize(("prompt", "samples"), [(2000, 1), (2000, 4), (20, 8)])
 def test_writing_takes_the_memory_that_was_predicted(prompt: int, samples: int) -> None:
     config = replace(preset("debug"), layout="S**M")
     model = random_model(config, device="cpu", dtype=torch.float32)
-    options = GenerationOptions(length=30, samples=samples, max_rows=samples, stop_at_eod=False)
+    options = GenerationOptions(length=12, samples=samples, max_rows=samples, stop_at_eod=False)
     with LiveBytes() as live:
         list(generate_each(model, [np.full(prompt, 65)], options))
     planned = plan(
         config,
         Task.GENERATE,
-        prompt + 30,
+        prompt + 12,
         prompt=prompt,
         batch=samples,
         numbers=Numbers(dtype="fp32", fused=False),
@@ -161,7 +161,7 @@ def test_half_the_ceilings_take_twice_the_time() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_trial_finds_speeds_of_every_part(training: bool) -> None:
-    config = preset("debug")
+    config = replace(preset("debug"), width=32, mlp_width=64, se_groups=2, mr_groups=2)
     numbers = Numbers(dtype="fp32", fused=False)
     trial = Trial(
         config, numbers, device="cpu", backend="auto", tokens=256, rows=0 if training else 2, training=training
@@ -180,7 +180,7 @@ def test_reading_takes_about_the_time_that_was_predicted() -> None:
     numbers = Numbers(dtype="fp32", fused=False)
     speeds = Trial(config, numbers, device="cpu", backend="auto", tokens=length).run()
     took = []
-    for _ in range(2):
+    for _ in range(2):  # the second is warm
         began = perf_counter()
         score(model, [np.full(length, 65)])
         took.append(perf_counter() - began)
