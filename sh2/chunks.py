@@ -13,7 +13,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import precision_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
-from sh2.state import ModelState
+from sh2.state import ModelState, expect
 
 _LEAST = 64  # tokens a row: where these do not fit, fewer will not help
 _TYPICAL = 4096  # tokens, over which what does not grow with them is spread
@@ -49,6 +49,8 @@ def chunks(
             done = None
         if done is not None:
             x_BLD, state = done
+            if start == 0 and not torch.is_grad_enabled():
+                state = _with_room(state, rows, length - piece_BL.shape[1])
             yield start, x_BLD, state
             start += piece_BL.shape[1]
             continue
@@ -60,6 +62,16 @@ def chunks(
             ).hint("run fewer sequences at once, or a smaller model, or on a device with more memory")
         if ids_BL.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _with_room(state: ModelState, rows: int, tokens: int) -> ModelState:
+    """The state, with room for the tokens to come, if any."""
+    try:
+        return expect(state, tokens) if tokens else state
+    except torch.OutOfMemoryError:
+        raise Sh2Error(
+            f"out of memory: the keys and values of {rows} sequences do not fit, {tokens} tokens before their ends"
+        ).hint("run fewer sequences at once, keep keys and values in FP8, or take a device with more memory") from None
 
 
 def read(model: StripedHyena2, ids_BL: Tensor, *, most: int) -> tuple[Tensor, ModelState]:

@@ -17,7 +17,7 @@ from sh2.accounting import (
     weight_bytes,
 )
 from sh2.config import MixerKind, ModelConfig
-from sh2.mixers.cache import capacity
+from sh2.mixers.cache import reserved
 from sh2.speeds import Line, Speeds
 
 CHUNK = 8192  # tokens of a row that are run at once, at most
@@ -162,27 +162,18 @@ def _training_memory(plan: Plan) -> Memory:
 
 
 def _growing_cache(plan: Plan, length: int, chunk: int) -> list[int]:
-    """Keys and values of a row as they grow piece by piece: at each growth, and at the end.
-
-    The state before a piece is there until the piece is done: where the cache grows, the old one and the new.
-    """
+    """Keys and values of a row: when those of the first piece move to where all have room, and at the end."""
     config = plan.config
     if MixerKind.ATTENTION not in config.kinds:
         return [0]
-    seen = room = min(length, chunk)
-    held = plan.kv_bytes(seen)
+    held = plan.kv_bytes(min(length, chunk))
     if plan.kv_dtype is None:  # the first piece's values lie in its projection, which stays with them
         extra = (config.num_heads + config.num_kv_heads) * config.head_dim * plan.numbers.size
-        held += seen * extra * config.layout.count(MixerKind.ATTENTION)
-    moments = [held]
-    while seen < length:
-        # up to the first piece that does not fit
-        seen = min(length, seen + chunk * ((room - seen) // chunk + 1))
-        if seen > room:
-            room = capacity(seen)
-            moments.append(held + plan.kv_bytes(room))
-            held = plan.kv_bytes(room)
-    return [*moments, held]
+        held += min(length, chunk) * extra * config.layout.count(MixerKind.ATTENTION)
+    if length <= chunk:
+        return [held]
+    whole = plan.kv_bytes(reserved(length))
+    return [held + whole, whole]
 
 
 def _looking_back(plan: Plan, length: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sh2.mixers import AttentionState, KVSlots, MixerState
+from sh2.mixers.cache import reserve
 
 
 class BlockState(NamedTuple):
@@ -53,6 +54,14 @@ def reset(state: ModelState, rows: Tensor) -> ModelState:
     return map_state(state, lambda part: _reset(part, rows.to(part[0].device)))
 
 
+def expect(state: ModelState, tokens: int) -> ModelState:
+    """Make room for so many tokens that are known to come: the sequences then go on without moving in memory.
+
+    Growing from time to time would take, each time, the old memory and the new of all layers at once.
+    """
+    return map_state(state, lambda part: _expect(part, tokens) if isinstance(part, AttentionState) else part)
+
+
 def join(states: Sequence[ModelState]) -> ModelState:
     """Put the rows of several states into one, whatever the lengths of their histories."""
     joined = []
@@ -78,6 +87,14 @@ def _reset(part: MixerState, rows: Tensor) -> MixerState:
         begin_B = part.begin_B if part.begin_B is not None else torch.zeros_like(rows, dtype=torch.int64)
         return part._replace(begin_B=torch.where(rows, seen, begin_B))
     return type(part)(*(tensor.masked_fill(rows[:, None, None], 0) for tensor in part))
+
+
+def _expect(part: AttentionState, tokens: int) -> AttentionState:
+    tokens += part.keys_BSJC.shape[1]
+    if part.cache is not None and part.cache.memory.keys_BSJC.shape[1] >= tokens:
+        return part
+    (keys, values, *units), cache = reserve(part.entries, tokens)
+    return AttentionState(keys, values, part.begin_B, cache, *units)
 
 
 def _join(parts: Sequence[MixerState]) -> MixerState:

@@ -16,6 +16,7 @@ from torch import Tensor
 from kernels import pack, unpack
 
 _STEP = 256  # tokens: a cache is a multiple of these long, and at least an eighth longer than what it must hold
+_AFTER = 1024  # tokens that there is room for behind a sequence whose length is known
 
 
 class KVDtype(StrEnum):
@@ -116,6 +117,18 @@ def extend(seen: Entries, new: Entries, cache: KVCache | None) -> tuple[Entries,
         wide = seen.map(lambda one, other: one.to(torch.promote_types(one.dtype, other.dtype)), new)
         cache = KVCache(wide, capacity(length + new.keys_BSJC.shape[1]))
     return cache.append(new), cache
+
+
+def reserve(seen: Entries, tokens: int) -> tuple[Entries, KVCache]:
+    """Move entries to where there is room for so many tokens in all, and some to write after them."""
+    cache = KVCache(seen, reserved(tokens))
+    length = seen.keys_BSJC.shape[1]
+    return cache.memory.map(lambda memory: memory[:, :length]), cache
+
+
+def reserved(tokens: int) -> int:
+    """Return the tokens to make room for, where so many are known to come."""
+    return -(-(tokens + _AFTER) // _STEP) * _STEP
 
 
 def capacity(tokens: int) -> int:
