@@ -123,7 +123,7 @@ class StripedHyena2(nn.Module):
 
         Args:
             kv_dtype: `auto` keeps the model's own; `fp8` keeps E4M3 codes with a scale for each token and head, in half
-                the memory of bfloat16. No configuration or checkpoint keeps the choice.
+                the memory of bfloat16, but while gradients are kept. No configuration or checkpoint keeps the choice.
 
         Raises:
             Sh2Error: there is no such choice.

@@ -181,8 +181,8 @@ def _looking_back(plan: Plan, length: int) -> int:
     if MixerKind.ATTENTION not in plan.config.kinds:
         return 0
     rows, taken = plan.rows_read, 0
-    if plan.kv_dtype == "fp8":  # keys and values as float32, and in the model's dtype
-        taken += 2 * rows * length * plan.config.num_kv_heads * plan.config.head_dim * (4 + plan.numbers.size)
+    if plan.kv_dtype == "fp8":  # keys and values in the model's dtype
+        taken += 2 * rows * length * plan.config.num_kv_heads * plan.config.head_dim * plan.numbers.size
     if not plan.gpu:  # a mask, of the last whole piece or of the rest
         rest = length % plan.chunk
         whole = plan.chunk * (length - rest) if length - rest > plan.chunk else 0

@@ -28,8 +28,10 @@ def attention_step(
             key_units_BSJ, value_units_BSJ = key_units_BSJ[:, :stop], value_units_BSJ[:, :stop]
     wide = q_BHC
     if key_units_BSJ is not None and value_units_BSJ is not None:
-        keys_BSJC, values_BSJC = unpack(keys_BSJC, key_units_BSJ), unpack(values_BSJC, value_units_BSJ)
-        wide = q_BHC.to(keys_BSJC.dtype)
+        dtype = key_units_BSJ.dtype  # float32, or float64 where this is the oracle
+        keys_BSJC = unpack(keys_BSJC, key_units_BSJ, dtype)
+        values_BSJC = unpack(values_BSJC, value_units_BSJ, dtype)
+        wide = q_BHC.to(dtype)
     y_BH1C = F.scaled_dot_product_attention(
         wide[:, :, None],
         keys_BSJC.transpose(1, 2),
@@ -83,9 +85,10 @@ def pack(x_XC: Tensor) -> tuple[Tensor, Tensor]:
     return codes_XC.view(torch.uint8), scale_X.reciprocal()
 
 
-def unpack(codes_BSJC: Tensor, units_BSJ: Tensor) -> Tensor:
-    """The numbers that E4M3 codes, kept as bytes, and their units stand for: float32, or wider units' dtype."""
-    return codes_BSJC.view(torch.float8_e4m3fn).to(units_BSJ.dtype) * units_BSJ[..., None]
+def unpack(codes_XC: Tensor, units_X: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers that codes and units stand for, rounded once to a dtype."""
+    # in place: of a long past, another copy would count
+    return codes_XC.view(torch.float8_e4m3fn).to(dtype).mul_(units_X[..., None])
 
 
 def _mask(keys_BSJC: Tensor, begin_B: Tensor | None, end_B: Tensor | None) -> Tensor | None:

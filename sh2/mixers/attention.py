@@ -69,7 +69,8 @@ class Attention(Float32Kept, Backed):
             positions_BL = positions_BL - begin_B[:, None]
         q_BLHC, new = self._project(x_BLD, positions_BL)
         # in FP8 the new tokens see each other as later ones will see them: where a sequence is cut changes nothing
-        entries, cache = new.as_kept(self.kv_dtype is KVDtype.FP8), None
+        packed = self.kv_dtype is KVDtype.FP8 and not torch.is_grad_enabled()
+        entries, cache = new.as_kept(packed), None
         if state is not None:
             entries, cache = extend(state.entries, entries, state.cache)
         if x_BLD.shape[1] == 1 and state is not None and not torch.is_grad_enabled():

@@ -52,8 +52,8 @@ class Entries(NamedTuple):
         """Keys and values as numbers: those in FP8 in this dtype, the others in their own."""
         if self.key_units_BSJ is None or self.value_units_BSJ is None:
             return self.keys_BSJC, self.values_BSJC
-        keys, values = unpack(self.keys_BSJC, self.key_units_BSJ), unpack(self.values_BSJC, self.value_units_BSJ)
-        return keys.to(dtype), values.to(dtype)
+        keys = unpack(self.keys_BSJC, self.key_units_BSJ, dtype)
+        return keys, unpack(self.values_BSJC, self.value_units_BSJ, dtype)
 
     def tensors(self) -> Iterator[Tensor]:
         """The two or four of them."""

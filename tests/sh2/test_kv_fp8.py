@@ -138,6 +138,15 @@ def test_the_choice_may_change_between_pieces(first: str) -> None:
     assert {part.entries.packed for part in attention_states(state)} == {first == "auto"}
 
 
+def test_while_gradients_are_kept_numbers_are() -> None:
+    gradients = []
+    for kv_dtype in ("auto", "fp8"):
+        model = tiny("attention only").use_kv_dtype(kv_dtype)
+        model(ids(1, 20))[0].square().mean().backward()
+        gradients.append(model.blocks[0].mixer.input.weight.grad)
+    assert torch.equal(gradients[0], gradients[1])
+
+
 def test_generation_goes_on_from_what_is_kept() -> None:
     model = packed()
     prompts, settings = ["ACGTACGT", "G"], {"length": 6, "temperature": 0, "stop_at_eod": False}
