@@ -74,7 +74,10 @@ class RunFolder(Closing):
             temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
-        """Remove the folder: the output is there."""
+        """Remove the folder: the output is there. The note goes last, as a folder without one is nobody's."""
+        for entry in self.path.iterdir():
+            if entry.name != _RUN:
+                entry.unlink()
         shutil.rmtree(self.path)
 
     def close(self) -> None:
