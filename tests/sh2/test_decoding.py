@@ -13,7 +13,6 @@ from sh2 import decoding, generation
 from sh2.decoding import Decoder, affordable_rows
 from sh2.generation import GenerationOptions, generate_each, generate_jobs
 from sh2.mixers import Attention, HyenaLI, HyenaMR, KVDtype, KVSlots
-from sh2.mixers.attention import attend
 from sh2.model import StripedHyena2
 from sh2.presets import preset
 from tests.kernels.definitions import relative_error
@@ -309,32 +308,6 @@ def test_rows_are_as_many_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_cpu_holds_any_number_of_rows() -> None:
     assert affordable_rows(tiny(), 10**9, 64) == 64
-
-
-@pytest.mark.parametrize("S", [9, 64, 100])
-def test_torch_s_attention_without_a_mask_in_memory_is_the_masked_one(S: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (torch.randn(2, length, 4, 8) for length in (9, S, S))
-    want = attend(q, k, v, None)
-    monkeypatch.setattr("sh2.mixers.attention._has_lower_right", lambda *_: True)
-    monkeypatch.setattr("sh2.mixers.attention._mask", None)
-    assert relative_error(attend(q, k, v, None), want) < 1e-6
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("dtype", "J"), [(torch.bfloat16, 4), (torch.bfloat16, 2), (torch.float32, 4), (torch.float32, 2)]
-)
-def test_gpu_a_chunk_after_a_long_past_needs_no_mask(dtype: torch.dtype, J: int) -> None:
-    q, k, v = (
-        torch.randn(1, length, heads, 64).cuda().to(dtype) for length, heads in ((300, 4), (20_000, J), (20_000, J))
-    )
-    want = attend(q.double().cpu(), k.double().cpu(), v.double().cpu(), None)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    got = attend(q, k, v, None)
-    if dtype is torch.bfloat16 or J == 4:
-        assert torch.cuda.max_memory_allocated() - before < 300 * 20_000 / 2
-    assert relative_error(got.cpu(), want) < (1e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.gpu
