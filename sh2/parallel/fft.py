@@ -8,24 +8,20 @@ c and c xor h trade what they hold; the lower one keeps the sum, the upper one t
 piece has to itself the frequencies that are the bit-reversal of its number modulo C, and ends with a transform of its
 own. The inverse goes the same stages backwards, so nothing is ever permuted.
 
-The filter h_t = sum_n R_n lambda_n^t, t < L, is not transformed at all: at any frequency it is a geometric series,
-
-    sum_n R_n (1 - lambda_n^L u^L) / (1 - lambda_n u),   u = exp(-i theta)
-
-The featurizer takes its halo from the piece before, the gates stay outside. Everything is complex64 (complex128 for
-float64 inputs), the filter's spectrum float64. The state is less work (`modal`): this is here because the paper has it.
+The filter is transformed with the inputs, as one sequence more: every rank makes its own values of it. The featurizer
+takes its halo from the piece before, the gates stay outside. Spectra are complex64 (complex128 for float64 inputs). The
+state is less work (`modal`): this is here because the paper has it.
 """
 
-# B batch, P pieces a rank, C pieces in all, X = B P rows, l tokens a piece, L = C l, D width, E = 3D, N modes
+# B batch, P pieces a rank, C pieces in all, X = B P rows, l tokens a piece, L = C l, D width, E = 3D, N modes, H rows
 # T = 2 transforms, of the even and the odd frequencies
 
 import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from kernels import channel_fir
+from kernels import channel_fir, modal_scan
 from sh2.parallel.exchange import Ranks, exchanged
 from sh2.parallel.halo import Filters, Operator, borders, from_before
 
@@ -49,16 +45,26 @@ def by_fft(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) ->
 def convolve(ranks: Ranks, w_XlD: Tensor, log_poles_DN: Tensor, residues_DN: Tensor) -> Tensor:
     """Convolve whole sequences with the modal filter."""
     shards, length = ranks.shards, w_XlD.shape[1]
-    total = shards.count * length
-    w_PBlD = shards.by_piece(w_XlD)
-    twist_Pl = torch.stack([_turns(2 * total, piece * length, length, w_XlD) for piece in shards.mine])
+    h_PlD = response(ranks, log_poles_DN, residues_DN, length)
+    # the filter is one sequence more
+    x_PBlD = torch.cat([shards.by_piece(w_XlD), h_PlD[:, None]], dim=1)
+    twist_Pl = torch.stack([_turns(2 * shards.count * length, piece * length, length, w_XlD) for piece in shards.mine])
     twist_P1l1 = twist_Pl[:, None, :, None]
-    x_PTBlD = torch.stack([w_PBlD.to(twist_P1l1.dtype), w_PBlD * twist_P1l1], dim=1)
-    spectrum_PTBlD = forward(ranks, x_PTBlD)
-    filter_PTlD = transfer(ranks, log_poles_DN.double(), residues_DN.double(), length)
-    spectrum_PTBlD = spectrum_PTBlD * filter_PTlD[:, :, None].to(spectrum_PTBlD.dtype)
-    even_PBlD, odd_PBlD = inverse(ranks, spectrum_PTBlD).unbind(1)
+    spectra_PTBlD = forward(ranks, torch.stack([x_PBlD.to(twist_Pl.dtype), x_PBlD * twist_P1l1], dim=1))
+    w_PTBlD, h_PT1lD = spectra_PTBlD.split([x_PBlD.shape[1] - 1, 1], dim=2)
+    even_PBlD, odd_PBlD = inverse(ranks, w_PTBlD * h_PT1lD).unbind(1)
     return shards.by_row((even_PBlD + odd_PBlD * twist_P1l1.conj()).real / 2)
+
+
+def response(ranks: Ranks, log_poles_DN: Tensor, residues_DN: Tensor, length: int) -> Tensor:
+    """The filter's values at the tokens of this rank [P, l, D]: what a 1 at the first token of all is answered with."""
+    impulse_PlD = residues_DN.new_zeros(ranks.shards.per_rank, length, len(residues_DN))
+    modes = []
+    for slot, piece in enumerate(ranks.shards.mine):
+        impulse_PlD[slot, 0] = float(piece == 0)
+        modes.append(torch.exp(log_poles_DN * max(piece * length - 1, 0)) * float(piece > 0))
+    h_PlD, _ = modal_scan(impulse_PlD, log_poles_DN, residues_DN, torch.stack(modes))
+    return h_PlD
 
 
 def forward(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
@@ -80,39 +86,6 @@ def inverse(ranks: Ranks, x_PTBlD: Tensor) -> Tensor:
         x_PTBlD = _sums_and_differences(ranks, distance, x_PTBlD) / 2
         distance *= 2
     return x_PTBlD
-
-
-def transfer(ranks: Ranks, log_poles_DN: Tensor, residues_DN: Tensor, length: int) -> Tensor:
-    """Return the filter's spectrum [P, T, l, D] where `forward` leaves a sequence's, in closed form.
-
-    Its values span what the memories of its modes do, to thousands and more: in float32, gradients would lose that.
-
-    Args:
-        log_poles_DN: float64. residues_DN: float64.
-        length: tokens a piece.
-    """
-    shards, device = ranks.shards, log_poles_DN.device
-    k_l = shards.count * torch.arange(length, device=device)
-    k_Pl = torch.stack([k_l + _reversed(piece, shards.count) for piece in shards.mine])
-    odd_T1 = torch.arange(2, device=device)[:, None]
-    theta_PTl1 = (2 * k_Pl[:, None] + odd_T1)[..., None].double() * (math.pi / (shards.count * length))
-    spectrum = torch.zeros((), device=device)
-    for log_pole_D, residue_D in zip(log_poles_DN.unbind(1), residues_DN.unbind(1), strict=True):
-        # what backward needs of a mode is as large as the spectrum: made again rather than kept, for all of them
-        spectrum = spectrum + checkpoint(
-            _series, log_pole_D, residue_D, theta_PTl1, shards.count * length, use_reentrant=False
-        )
-    return spectrum
-
-
-def _series(log_pole_D: Tensor, residue_D: Tensor, theta_PTl1: Tensor, total: int) -> Tensor:
-    """A mode's spectrum [P, T, l, D]; nothing cancels where the pole and exp(-i theta) are both near 1."""
-    pole_D = torch.exp(log_pole_D)
-    below = torch.complex(
-        2 * pole_D * torch.sin(theta_PTl1 / 2) ** 2 - torch.expm1(log_pole_D), pole_D * torch.sin(theta_PTl1)
-    )
-    end_TD = torch.stack([-torch.expm1(log_pole_D * total), 1 + torch.exp(log_pole_D * total)])
-    return (residue_D * end_TD)[:, None] / below
 
 
 def _sums_and_differences(ranks: Ranks, distance: int, x_PTBlD: Tensor) -> Tensor:
@@ -139,9 +112,3 @@ def _turns(period: int, first: int, count: int, like: Tensor) -> Tensor:
     n = torch.arange(first, first + count, device=like.device, dtype=torch.float64)
     angle = n * (-2 * math.pi / period)
     return torch.complex(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
-
-
-def _reversed(number: int, count: int) -> int:
-    """The number with its bits in reverse order, as wide as numbers below a power of two are."""
-    bits = count.bit_length() - 1
-    return int(f"{number:0{bits}b}"[::-1], 2)
