@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _NEEDED = ("torch", "numpy", "h5py", "pyfaidx", "biopython", "pysam", "safetensors", "huggingface_hub", "matplotlib")
-_OPTIONAL = {"tensorboard": "TensorBoard logs in `evo train`"}
+_OPTIONAL = {
+    "tensorboard": "TensorBoard logs in `evo train`",
+    "pyBigWig": "bigWig files in `evo scan`",
+    "pyarrow": "Parquet files in `evo score` and `evo embed`",
+}
 _LEAST_FREE = 5 * _GIB
 _WEIGHTS = 0.75  # of a device's memory: the rest is for states, activations and the rest of the machine
 
