@@ -132,7 +132,7 @@ def parallelise(
 
     Args:
         model: the same weights on every process.
-        group: None is all processes.
+        group: a dimension of a mesh is `mesh["cp"].get_group()`; None is all processes.
         sharding: `contiguous`, or `zigzag`, which gives ring attention the same work on every rank.
         convolution: a `ConvolutionMethod`.
         attention: an `AttentionMethod`.
@@ -162,7 +162,7 @@ def parallelise(
                 _replace(module, "forward", partial(_convolved, module, hyena_li, long, ranks))
             case Attention():
                 _replace(module, "forward", partial(_attended, module, attend, ranks))
-    _replace(model, "hidden", partial(_hidden, model.hidden))
+    _replace(model, "hidden", partial(_hidden, model.hidden, ranks))
     return context
 
 
@@ -189,6 +189,7 @@ def _attended(
 
 def _hidden(
     hidden: Callable[..., tuple[Tensor, Any]],
+    ranks: Ranks,
     ids_BL: Tensor,
     state: ModelState | None = None,
     *,
@@ -199,6 +200,10 @@ def _hidden(
     if document_starts_BL is not None:
         raise Sh2Error("context parallelism knows no document starts within a sequence").hint(
             "train without resetting at documents, or without context parallelism"
+        )
+    if ids_BL.shape[1] % ranks.shards.per_rank:
+        raise Sh2Error(f"{ids_BL.shape[1]} tokens are no shard: they cannot be cut into two equal pieces").hint(
+            "let `ContextParallel.shard` cut whole sequences"
         )
     x_BLD, _ = hidden(ids_BL)
     return x_BLD, ()

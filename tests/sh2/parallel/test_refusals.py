@@ -93,6 +93,14 @@ def test_what_a_shard_cannot_be_given() -> None:
 
 
 @pytest.mark.usefixtures("three")
+def test_a_shard_of_two_uneven_pieces() -> None:
+    model = StripedHyena2(STRIPED)
+    parallelise(model, sharding="zigzag")
+    with pytest.raises(Sh2Error, match=r"^51 tokens are no shard: they cannot be cut into two equal pieces\n"):
+        model(torch.zeros(1, 51, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("three")
 @pytest.mark.parametrize("method", ["state", "p2p", "p2p-overlapped"])
 def test_a_piece_shorter_than_its_filter_looks_back(method: str) -> None:
     model = StripedHyena2(STRIPED)
