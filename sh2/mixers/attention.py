@@ -67,7 +67,7 @@ class Attention(Float32Kept, Backed):
         positions_BL = torch.arange(T, T + x_BLD.shape[1], device=self.inv_freq.device)[None]
         if begin_B is not None:
             positions_BL = positions_BL - begin_B[:, None]
-        q_BLHC, new = self._project(x_BLD, positions_BL)
+        q_BLHC, new = self.project(x_BLD, positions_BL)
         # in FP8 the new tokens see each other as later ones will see them: where a sequence is cut changes nothing
         packed = self.kv_dtype is KVDtype.FP8 and not torch.is_grad_enabled()
         entries, cache = new.as_kept(packed), None
@@ -100,7 +100,7 @@ class Attention(Float32Kept, Backed):
         y_BHC = attention_step(q_BHC, keys, values, key_units, value_units, end_B=state.end_B, backend=self.backend)
         return self.output(y_BHC[:, None].flatten(2)), state
 
-    def _project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:
+    def project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:
         """Rotated queries [B, L, H, C], and rotated keys and values of tokens at positions_BL, or [1, L]."""
         H, J, C = self.num_heads, self.num_kv_heads, self.head_dim
         q_BLHC, k_BLJC, v_BLJC = self.input(x_BLD).unflatten(-1, (H + 2 * J, C)).split([H, J, J], dim=2)

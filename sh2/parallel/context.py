@@ -182,7 +182,7 @@ def _attended(
     mixer: Attention, attend: Callable[..., Tensor], ranks: Ranks, x_BLD: Tensor, _: None = None
 ) -> tuple[Tensor, None]:
     positions_1L = ranks.shards.positions(x_BLD.shape[1], x_BLD.device)[None]
-    q_BLHc, new = mixer._project(x_BLD, positions_1L)
+    q_BLHc, new = mixer.project(x_BLD, positions_1L)
     keys_BLJc, values_BLJc = new.as_kept(mixer.kv_dtype is KVDtype.FP8).numbers(x_BLD.dtype)
     return mixer.output(attend(ranks, q_BLHc, keys_BLJc, values_BLJc).flatten(2)), None
 
