@@ -49,6 +49,7 @@ def chunks(
             done = None
         if done is not None:
             x_BLD, state = done
+            done = None  # it would hold the first piece's keys and values while the second runs
             if start == 0 and not torch.is_grad_enabled():
                 state = _with_room(state, rows, length - piece_BL.shape[1])
             yield start, x_BLD, state

@@ -109,33 +109,38 @@ def predict_memory(plan: Plan) -> Memory:
     """Predict the most memory that a task takes."""
     if plan.task is Task.TRAIN:
         return _training_memory(plan)
-    moments = [_reading_memory(plan)]
+    moments = _reading_moments(plan)
     if plan.task is Task.GENERATE:
         moments.append(_writing_memory(plan))
     return max(moments, key=lambda memory: memory.total)
 
 
-def _reading_memory(plan: Plan) -> Memory:
-    """While the last piece is read: what is counted grows with the tokens before it."""
+def _reading_moments(plan: Plan) -> list[Memory]:
+    """While the first piece is read, when its keys and values move to where all have room, and while the last is."""
     reading = plan.prompt if plan.task is Task.GENERATE else plan.length
-    rows, chunk = plan.rows_read, plan.chunk
-    piece = rows * min(reading, chunk)
-    activations = activation_bytes(plan.config, piece, plan.numbers, logits=plan.task is Task.SCORE)
-    activations += 8 * rows * reading  # the ids
-    if reading > chunk:  # and the output of the piece before
-        activations += piece * plan.config.width * plan.numbers.size + _looking_back(plan, reading)
-    return Memory(
-        weights=plan.weights(),
-        states=rows * state_bytes(plan.config, plan.numbers.dtype),
-        cache=rows * max(_growing_cache(plan, reading, chunk)),
-        activations=activations,
-        runtime=runtime_bytes(plan.gpu),
-    )
+    rows, piece = plan.rows_read, plan.rows_read * min(reading, plan.chunk)
+    passing = activation_bytes(plan.config, piece, plan.numbers, logits=plan.task is Task.SCORE)
+    passed = piece * plan.config.width * plan.numbers.size  # the output of a piece
+    first, whole = (rows * size for size in _caches(plan, reading))
+    moments = [(first, passing)]
+    if reading > plan.chunk:
+        moments += [(first + whole, passed), (whole, passing + passed + _looking_back(plan, reading))]
+    return [
+        Memory(
+            weights=plan.weights(),
+            states=rows * state_bytes(plan.config, plan.numbers.dtype),
+            cache=cache,
+            activations=activations + 8 * rows * reading,  # with the ids
+            runtime=runtime_bytes(plan.gpu),
+        )
+        for cache, activations in moments
+    ]
 
 
 def _writing_memory(plan: Plan) -> Memory:
     """When the samples begin, beside the state of their prompt, or when they end."""
-    kept = _growing_cache(plan, plan.prompt, plan.chunk)[-1]
+    first, whole = _caches(plan, plan.prompt)
+    kept = whole if plan.prompt > plan.chunk else first
     begin = plan.batch * plan.kv_bytes(_decoding_room(plan)) + kept
     return Memory(
         weights=plan.weights(),
@@ -161,19 +166,16 @@ def _training_memory(plan: Plan) -> Memory:
     )
 
 
-def _growing_cache(plan: Plan, length: int, chunk: int) -> list[int]:
-    """Keys and values of a row: when those of the first piece move to where all have room, and at the end."""
-    config = plan.config
+def _caches(plan: Plan, length: int) -> tuple[int, int]:
+    """Keys and values of a row after its first piece, and where all of its tokens have room."""
+    config, first = plan.config, min(length, plan.chunk)
     if MixerKind.ATTENTION not in config.kinds:
-        return [0]
-    held = plan.kv_bytes(min(length, chunk))
+        return 0, 0
+    extra = 0
     if plan.kv_dtype is None:  # the first piece's values lie in its projection, which stays with them
         extra = (config.num_heads + config.num_kv_heads) * config.head_dim * plan.numbers.size
-        held += min(length, chunk) * extra * config.layout.count(MixerKind.ATTENTION)
-    if length <= chunk:
-        return [held]
-    whole = plan.kv_bytes(reserved(length))
-    return [held + whole, whole]
+    layers = config.layout.count(MixerKind.ATTENTION)
+    return plan.kv_bytes(first) + first * extra * layers, plan.kv_bytes(reserved(length))
 
 
 def _looking_back(plan: Plan, length: int) -> int:
