@@ -4,12 +4,13 @@ Every operator is a causal map `(x, state) -> (y, state)`: `state=None` is the s
 comes out continues it. Pieces of a sequence, however cut, give the outputs of one pass.
 """
 
-from kernels.attention_step import attention_append, attention_step, pack, rotate, unpack
+from kernels.attention_step import attention_append, attention_step, pack, unpack
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
 from kernels.hyena_li import ModalState, hyena_li, hyena_li_step, modal_scan
 from kernels.rms_norm import rms_norm
+from kernels.rotary import rotate
 
 __all__ = [
     "Backend",

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.rotary.reference import rotate
+
 E4M3_MAX = 448.0
 
 
@@ -66,12 +68,6 @@ def append(
         v_BJC, value_units_BSJ[place] = pack(v_BJC)
     keys_BSJC[place], values_BSJC[place] = k_BJC.to(keys_BSJC.dtype), v_BJC.to(values_BSJC.dtype)
     return rotate(q_BHC, cos, sin)
-
-
-def rotate(x_XC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (j, j + C/2) of every head by the position's angles, in float32 or better, rounded once."""
-    a, b = x_XC.to(torch.promote_types(x_XC.dtype, torch.float32)).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x_XC.dtype)
 
 
 def pack(x_XC: Tensor) -> tuple[Tensor, Tensor]:

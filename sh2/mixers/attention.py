@@ -106,7 +106,8 @@ class Attention(Float32Kept, Backed):
         q_BLHC, k_BLJC, v_BLJC = self.input(x_BLD).unflatten(-1, (H + 2 * J, C)).split([H, J, J], dim=2)
         angles = (positions_BL.float() / self.interpolation)[:, :, None, None] * self.inv_freq
         cos, sin = angles.cos(), angles.sin()
-        return rotate(q_BLHC, cos, sin), Entries(rotate(k_BLJC, cos, sin), v_BLJC)
+        turn = partial(rotate, cos_BL1P=cos, sin_BL1P=sin, backend=self.backend)
+        return turn(q_BLHC), Entries(turn(k_BLJC), v_BLJC)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
