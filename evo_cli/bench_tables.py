@@ -12,7 +12,7 @@ import typer
 
 from evo_cli.inference import Precision, say
 from evo_cli.model_choice import model_to_time
-from evo_cli.output import open_output
+from evo_cli.outputs.stream import open_output
 from evo_cli.progress import counter
 from sh2.bench.cases import Case
 from sh2.bench.forward import ForwardBench

@@ -93,7 +93,7 @@ def ops(
     """
     from evo_cli.bench_tables import operator_table
     from evo_cli.inference import resolve_device
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
 
     names = _peer_names(peers, no_peers)
     check_outputs([output], [])
@@ -140,7 +140,7 @@ def forward(
     """
     from evo_cli.bench_tables import forward_table
     from evo_cli.inference import resolve_device
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
 
     check_outputs([output], [])
     where = resolve_device(device)
@@ -189,7 +189,7 @@ def generate(
     """
     from evo_cli.bench_tables import generate_table
     from evo_cli.inference import resolve_device
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
 
     check_outputs([output], [])
     where = resolve_device(device)

@@ -102,7 +102,7 @@ def embed(
       evo embed genome.fa --model evo2_7b/ --layers 24,blocks.28.mlp.l3 --bed exons.bed --strand both -o exons.h5
       evo embed --list-layers --model evo2_7b | column -ts "$(printf '\\t')"
     """
-    from evo_cli.embedding import EmbedRequest, print_layers, run_embed
+    from evo_cli.embedding.run import EmbedRequest, print_layers, run_embed
 
     if list_layers:
         print_layers(model)

@@ -63,9 +63,9 @@ def perplexity(
       evo eval perplexity genome.fa --model run/model --context 8192 --strand both
       evo eval perplexity genome.fa --model run/model --dynamic 1e-3 --mirror --plot bits.png
     """
-    from evo_cli.held_out import Reading, Strand, measure, plot_bits, read_stretches
+    from evo_cli.evaluation.held_out import Reading, Strand, measure, plot_bits, read_stretches
     from evo_cli.inference import load_model, precision_mark
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
     from evo_cli.progress import counter
 
     if not 0 <= dynamic < 1:
@@ -111,7 +111,7 @@ def markov(
     """
     from data.markov import MAX_ORDER, markov_bits_per_base
     from data.sequence import IS_BASE
-    from evo_cli.held_out import is_store, read_stretches
+    from evo_cli.evaluation.held_out import is_store, read_stretches
 
     if order and max(order) > MAX_ORDER:
         raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
@@ -158,10 +158,10 @@ def recall(
 
     from data.reader import read_records
     from data.sequence import to_upper_dna
+    from evo_cli.evaluation.recall_plot import plot_recall
     from evo_cli.inference import load_model, precision_mark
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
     from evo_cli.progress import counter
-    from evo_cli.recall_plot import plot_recall
     from sh2.recall import Needle
     from sh2.recall import recall as measure
 
@@ -216,8 +216,8 @@ def generation(
       evo generate --model run/model --prompt "" --length 20000 --samples 8 -o samples.fa
       evo eval generation samples.fa --reference genome.fa --plot samples.png
     """
-    from evo_cli.generation_likeness import COLUMNS, compare, plot_likeness, read_texts
-    from evo_cli.output import check_outputs
+    from evo_cli.evaluation.likeness import COLUMNS, compare, plot_likeness, read_texts
+    from evo_cli.outputs.stream import check_outputs
 
     check_outputs([plot], [samples, reference])
     likeness = compare(
@@ -231,7 +231,7 @@ def generation(
 
 
 def _split(input: Path, split: str) -> str:
-    from evo_cli.held_out import is_store
+    from evo_cli.evaluation.held_out import is_store
 
     return split if is_store(input) else "all"
 
@@ -265,9 +265,9 @@ def variants(
       evo eval variants deltas.tsv --labels brca1.vcf --label CLASS --positive LOF --plot roc.png
       evo eval variants deltas.tsv --labels fitness.csv --label fitness --by consequence
     """
+    from evo_cli.evaluation.labels import COLUMNS, match, measure, plot_agreement
     from evo_cli.inference import say
-    from evo_cli.label_agreement import COLUMNS, match, measure, plot_agreement
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.stream import check_outputs
 
     check_outputs([plot], [scores, labels])
     classes = [text.strip() for text in positive.split(",")] if positive is not None else []

@@ -103,7 +103,7 @@ def generate(
     from data.tokenizer import decode
     from evo_cli.generating import samples_of
     from evo_cli.inference import mark_of, open_replicas
-    from evo_cli.output import check_outputs, open_output
+    from evo_cli.outputs.stream import check_outputs, open_output
     from evo_cli.progress import counter
     from sh2.generation import GenerationOptions
 

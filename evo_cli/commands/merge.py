@@ -24,8 +24,8 @@ def merge(
       evo merge part*.tsv -o scores.tsv
       evo merge part*.tsv -o scores.vcf.gz
     """
-    from evo_cli.merging import merge_parts
-    from evo_cli.output import check_outputs
+    from evo_cli.outputs.merge import merge_parts
+    from evo_cli.outputs.stream import check_outputs
 
     check_outputs([output], list(parts))
     merge_parts(parts, output)

@@ -100,8 +100,8 @@ def scan(
     from data.intervals import Interval
     from data.regions import Rule
     from data.tracks import TrackFormat
-    from evo_cli.scan_tracks import ScanOptions, Strand, parse_tracks
-    from evo_cli.scanning import Request, parsed, run_scan
+    from evo_cli.scanning.run import Request, parsed, run_scan
+    from evo_cli.scanning.tracks import ScanOptions, Strand, parse_tracks
 
     rule = partial(Rule.parse, window=smooth, least=min_length)
     request = Request(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
-from evo_cli.shards import Shard
+from evo_cli.outputs.shards import Shard
 
 
 class Strand(StrEnum):
@@ -25,7 +25,7 @@ class Indels(StrEnum):
 
 
 class Mismatch(StrEnum):
-    """What becomes of alleles whose REF is not the reference's; evo_cli.variant_table says more."""
+    """What becomes of alleles whose REF is not the reference's; evo_cli.scoring.variant_table says more."""
 
     SKIP = "skip"
     FLAG = "flag"
@@ -147,8 +147,8 @@ def score(
     from functools import partial
 
     from evo_cli.inference import open_replicas
-    from evo_cli.output import check_outputs
-    from evo_cli.score_request import ScoreRequest
+    from evo_cli.outputs.stream import check_outputs
+    from evo_cli.scoring.request import ScoreRequest
 
     _check(input, reference, regions=regions, saturate=saturate)
     _check_outputs(output, plot, shard, saturate=saturate)
@@ -162,7 +162,7 @@ def score(
         overwrite=overwrite,
     )
     if reference is None:
-        from evo_cli.sequence_table import SequenceOptions, SequenceRequest, read_condition, score_sequences
+        from evo_cli.scoring.sequence_table import SequenceOptions, SequenceRequest, read_condition, score_sequences
 
         _refuse(ctx, _OF_VARIANTS, "is for variants, not for sequences")
         if condition is not None and context is not None:
@@ -178,7 +178,7 @@ def score(
         score_sequences(common, SequenceRequest(sequences=str(input), per_base=per_base, scoring=reading))
         return
     from data.variants import IndelMode, WindowRule
-    from evo_cli.variant_table import RefMismatch, VariantOptions, VariantRequest, score_variants
+    from evo_cli.scoring.variant_table import RefMismatch, VariantOptions, VariantRequest, score_variants
 
     _refuse(ctx, _OF_SEQUENCES, "is for sequences, not for variants")
     rule = WindowRule(

@@ -122,8 +122,8 @@ def train(
     """
     from dataclasses import fields
 
-    from evo_cli.run_config import Flags
-    from evo_cli.training import train_run
+    from evo_cli.training.config import Flags
+    from evo_cli.training.run import train_run
     from sh2.train.config import TrainConfig
 
     given = {field.name: ctx.params[field.name] for field in fields(TrainConfig)}

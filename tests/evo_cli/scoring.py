@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data.variants import WindowRule
-from evo_cli.score_request import ScoreRequest
-from evo_cli.sequence_scores import SequenceOptions
-from evo_cli.sequence_table import SequenceRequest, score_sequences
-from evo_cli.shards import Shard
-from evo_cli.variant_scores import VariantOptions
-from evo_cli.variant_table import VariantRequest, score_variants
+from evo_cli.outputs.shards import Shard
+from evo_cli.scoring.request import ScoreRequest
+from evo_cli.scoring.sequence_table import SequenceRequest, score_sequences
+from evo_cli.scoring.sequences import SequenceOptions
+from evo_cli.scoring.variant_table import VariantRequest, score_variants
+from evo_cli.scoring.variants import VariantOptions
 from sh2.replicas import Replicas
 from tests.sh2.models import tiny
 

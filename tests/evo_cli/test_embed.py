@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import sh2
 from data.errors import DataError
 from data.sequence import reverse_complement
-from evo_cli import embedding_files
+from evo_cli.embedding import files as embedding_files
 from sh2.checkpoint import save_model
 from tests.evo_cli.cli import rows
 from tests.evo_cli.embeddings import content, embed

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evo_cli import embedding, embedding_blocks
+from evo_cli.embedding import blocks as embedding_blocks
+from evo_cli.embedding import run as embedding
 from tests.evo_cli.embeddings import content, embed
 
 
@@ -62,7 +63,7 @@ def test_what_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
 
 def start(*words: object) -> "subprocess.Popen[str]":
     """Run `evo embed` in a process of its own, in blocks of a few records."""
-    code = "import evo_cli.embedding_blocks as b; b._BLOCK_BASES = 600; from evo_cli.main import main; main()"
+    code = "import evo_cli.embedding.blocks as b; b._BLOCK_BASES = 600; from evo_cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "embed", *map(str, words)],
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ import torch
 from data.errors import DataError
 from data.prepare import PrepareOptions, prepare
 from evo_cli.mistakes import describe
-from evo_cli.output import check_outputs, open_output
+from evo_cli.outputs.stream import check_outputs, open_output
 from sh2.errors import Sh2Error
 from tests.evo_cli.cli import evo
 

@@ -20,7 +20,9 @@ import pytest
 
 from data.errors import DataError
 from data.variants import WindowRule
-from evo_cli import partial, sequence_scores, variant_jobs
+from evo_cli.outputs import partial
+from evo_cli.scoring import sequences as sequence_scores
+from evo_cli.scoring import variant_jobs
 from sh2.errors import Sh2Error
 from tests.evo_cli.cli import rows
 from tests.evo_cli.scoring import OTHER_MODEL, SCORING, sequences, variants, write_genome, write_vcf
@@ -226,7 +228,7 @@ def test_a_run_that_is_killed_goes_on_from_the_command_line(tmp_path: Path, mode
     vcf = write_vcf(tmp_path / "v.vcf", write_genome(tmp_path, 1000), step=1)
     output, note = tmp_path / "o.tsv", tmp_path / "o.tsv.partial.json"
     arguments = ["score", vcf, "-r", tmp_path / "genome.fa", "-m", model_folder, "--window", 24, "-o", output]
-    main = "import evo_cli.partial; evo_cli.partial._SECONDS = 0.0; import evo_cli.main; evo_cli.main.main()"
+    main = "import evo_cli.outputs.partial as p; p._SECONDS = 0.0; import evo_cli.main; evo_cli.main.main()"
     command = [sys.executable, "-c", main, *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not note.exists() and process.poll() is None:

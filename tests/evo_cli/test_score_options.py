@@ -14,10 +14,10 @@ from data.errors import DataError
 from data.reference import Reference
 from data.variants import WindowRule, variant_window
 from data.vcf import read_vcf
-from evo_cli import saturation_plot
-from evo_cli.saturation_plot import plot_saturation
-from evo_cli.sequence_table import read_condition
-from evo_cli.variant_table import RefMismatch, read_regions
+from evo_cli.scoring import saturation_plot
+from evo_cli.scoring.saturation_plot import plot_saturation
+from evo_cli.scoring.sequence_table import read_condition
+from evo_cli.scoring.variant_table import RefMismatch, read_regions
 from tests.evo_cli.cli import evo, rows
 from tests.evo_cli.scoring import SCORING, sequences, variants, write_genome, write_vcf
 from tests.sh2.models import tiny

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evo_cli.run_config import Flags, RunConfig, merge, read_tables
+from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from sh2.errors import Sh2Error
 from sh2.presets import preset
 

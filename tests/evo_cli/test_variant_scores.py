@@ -12,7 +12,7 @@ from data.reference import Reference
 from data.sequence import reverse_complement
 from data.variants import IndelMode, WindowRule
 from data.vcf import Allele
-from evo_cli.variant_scores import COLUMNS, VariantOptions, VariantScore, score_alleles
+from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore, score_alleles
 from sh2.replicas import Replicas
 from tests.data.haplotypes import haplotypes
 from tests.sh2.models import tiny

@@ -1,6 +1,6 @@
 """`evo score` of variants: from a VCF or from regions to a table, resumable and in parts.
 
-Knows which alleles are scored and what is said about them on stderr; the scores are evo_cli.variant_scores' business.
+Knows which alleles are scored and what is said about them on stderr; the scores are evo_cli.scoring.variants' business.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,14 +18,14 @@ from data.reference import Reference
 from data.saturation import saturate
 from data.variants import VariantStatus
 from data.vcf import Allele, read_vcf
-from evo_cli.formats import choose_maker
 from evo_cli.inference import mark_of, say, warn
-from evo_cli.metadata import Run, describe_run
+from evo_cli.outputs.formats import choose_maker
+from evo_cli.outputs.metadata import Run, describe_run
+from evo_cli.outputs.table import Output, Table, open_table
 from evo_cli.progress import progress_bar
-from evo_cli.score_request import ScoreRequest
-from evo_cli.tables import Output, Table, open_table
-from evo_cli.variant_jobs import BACKGROUND_COLUMNS, Compared, score_compared, score_groups
-from evo_cli.variant_scores import COLUMNS, VariantOptions, VariantScore
+from evo_cli.scoring.request import ScoreRequest
+from evo_cli.scoring.variant_jobs import BACKGROUND_COLUMNS, Compared, score_compared, score_groups
+from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore
 
 if TYPE_CHECKING:
     from sh2.replicas import Replicas
@@ -108,7 +108,7 @@ def score_variants(common: ScoreRequest, request: VariantRequest) -> None:
         table.tell_counts("alleles")
         _tell_names(reference, table, head)
     if request.plot is not None and common.output is not None:
-        from evo_cli.saturation_plot import plot_saturation
+        from evo_cli.scoring.saturation_plot import plot_saturation
 
         plot_saturation(common.output, request.plot)
 
@@ -118,7 +118,7 @@ def _alleles(request: VariantRequest, reference: Reference) -> Iterator[Allele]:
         return read_vcf(Path(str(request.variants)))
     alleles = saturate(reference, read_regions(request.regions))
     if request.plot is not None:
-        from evo_cli.saturation_plot import MOST_BASES
+        from evo_cli.scoring.saturation_plot import MOST_BASES
 
         if alleles.bases > MOST_BASES:
             raise DataError(f"{request.plot}: a picture shows at most {MOST_BASES:,} bp, not {alleles.bases:,}").hint(

@@ -14,14 +14,14 @@ import typer
 
 from data.bed import BedInterval, read_bed
 from data.reader import read_records
-from evo_cli.embedding_blocks import Block, EmbedOptions, Tally, blocks, embed_block
-from evo_cli.embedding_files import Contents, Format, Stream, format_of, write_embeddings
-from evo_cli.embedding_parts import count_blocks, is_done, read_blocks
+from evo_cli.embedding.blocks import Block, EmbedOptions, Tally, blocks, embed_block
+from evo_cli.embedding.files import Contents, Format, Stream, format_of, write_embeddings
+from evo_cli.embedding.parts import count_blocks, is_done, read_blocks
 from evo_cli.inference import BackendName, Precision, mark_of, open_replicas, say, warn
-from evo_cli.metadata import Run, describe_run
-from evo_cli.output import check_outputs
+from evo_cli.outputs.metadata import Run, describe_run
+from evo_cli.outputs.run_folder import RunFolder
+from evo_cli.outputs.stream import check_outputs
 from evo_cli.progress import counter
-from evo_cli.run_folder import RunFolder
 from sh2.sites import Pooling, Tap, find_sites, sites
 
 if TYPE_CHECKING:

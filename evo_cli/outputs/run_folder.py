@@ -14,7 +14,7 @@ from typing import Any
 from data.atomic import replacing
 from data.closing import Closing
 from data.errors import DataError
-from evo_cli.metadata import difference
+from evo_cli.outputs.metadata import difference
 
 _RUN = "run.json"
 

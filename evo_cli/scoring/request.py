@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evo_cli.shards import Shard
+from evo_cli.outputs.shards import Shard
 
 if TYPE_CHECKING:
     from sh2.replicas import Replicas

@@ -16,7 +16,7 @@ from data.background import background
 from data.reference import Reference
 from data.variants import variant_window
 from data.vcf import Allele
-from evo_cli.variant_scores import Block, VariantOptions, VariantScore, blocks, score_block
+from evo_cli.scoring.variants import Block, VariantOptions, VariantScore, blocks, score_block
 
 if TYPE_CHECKING:
     from sh2.replicas import Replicas

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.atomic import replacing
 from data.errors import DataError
-from evo_cli.embedding_parts import Entry, Vectors
+from evo_cli.embedding.parts import Entry, Vectors
 
 if TYPE_CHECKING:
     import h5py

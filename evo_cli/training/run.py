@@ -21,8 +21,8 @@ from data.store import Split, TokenStore, is_store
 from data.windows import WindowOptions, Windows
 from evo_cli.inference import memory_bytes, resolve_device, say, warn
 from evo_cli.progress import progress_bar
-from evo_cli.run_config import Flags, RunConfig, merge, read_tables
-from evo_cli.run_watch import BarObserver, Observers, StopSignals
+from evo_cli.training.config import Flags, RunConfig, merge, read_tables
+from evo_cli.training.watch import BarObserver, Observers, StopSignals
 from sh2.accounting import training_bytes
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2

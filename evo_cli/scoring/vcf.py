@@ -15,7 +15,7 @@ from pysam import bcftools
 
 from data.errors import DataError
 from data.source import Source
-from evo_cli.formats import has_suffix, read_rows, write_bgzip
+from evo_cli.outputs.formats import has_suffix, read_rows, write_bgzip
 
 _PLACE = ("chrom", "pos", "id", "ref", "alt")
 _INFO = 7  # the column's index

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from data.atomic import replacing
 from data.closing import Closing
 from data.errors import DataError
-from evo_cli.metadata import Run, difference
+from evo_cli.outputs.metadata import Run, difference
 
 Finish = Callable[[Path, Path], None]
 """Makes the final file, its second argument, of a partial one."""

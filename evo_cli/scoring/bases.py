@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from evo_cli.formats import has_suffix, read_rows
+from evo_cli.outputs.formats import has_suffix, read_rows
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _BLOCK = 4096  # records

@@ -16,7 +16,7 @@ from data.reader import scan as scan_file
 from data.sequence import COMPLEMENT, to_upper_dna
 from data.source import Source
 from data.tracks import ReadTrack
-from evo_cli.scan_pieces import Piece
+from evo_cli.scanning.pieces import Piece
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2

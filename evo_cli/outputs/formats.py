@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data.errors import DataError
-from evo_cli.partial import Finish
+from evo_cli.outputs.partial import Finish
 
 PARQUET = ".parquet"
 VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
@@ -42,7 +42,7 @@ def choose_maker(path: Path | None, *, variants: str | None) -> Finish | None:
             raise DataError(f"{path}: VCF is written of variants that come from a VCF or BCF file").hint(
                 "give the file's name, or write .tsv or .parquet"
             )
-        from evo_cli.vcf_output import write_vcf
+        from evo_cli.scoring.vcf import write_vcf
 
         return partial(write_vcf, Path(variants), path)
     if has_suffix(path, PARQUET):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data.errors import DataError
 from evo_cli.inference import say
-from evo_cli.metadata import Run
-from evo_cli.output import is_stream, open_output
-from evo_cli.partial import Finish, Partial, is_finished
+from evo_cli.outputs.metadata import Run
+from evo_cli.outputs.partial import Finish, Partial, is_finished
+from evo_cli.outputs.stream import is_stream, open_output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from data.pieces import Record
 from data.sequence import reverse_complement, to_upper_dna
-from evo_cli.embedding_parts import Entry, Place, writing_block
+from evo_cli.embedding.parts import Entry, Place, writing_block
 from sh2.errors import Sh2Error
 from sh2.sites import Pooling
 

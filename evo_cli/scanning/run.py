@@ -17,11 +17,11 @@ from data.reference import Reference
 from data.regions import Region, Rule, find_regions, write_bed
 from data.tracks import TrackFormat, check_format, write_track
 from evo_cli.inference import BackendName, Precision, mark_of, open_replicas, say
-from evo_cli.metadata import Run, describe_run
-from evo_cli.output import check_outputs
+from evo_cli.outputs.metadata import Run, describe_run
+from evo_cli.outputs.run_folder import RunFolder
+from evo_cli.outputs.stream import check_outputs
 from evo_cli.progress import counter
-from evo_cli.run_folder import RunFolder
-from evo_cli.scan_tracks import Contig, Scan, ScanOptions, Strand, read_contigs
+from evo_cli.scanning.tracks import Contig, Scan, ScanOptions, Strand, read_contigs
 
 Parsed = TypeVar("Parsed")
 
@@ -204,7 +204,7 @@ def _regions(request: Request, lengths: dict[str, int], scan: Scan) -> Iterator[
 
 
 def _plot(request: Request, interval: Interval, scan: Scan, model: str) -> None:
-    from evo_cli.scan_plot import LOGO_LENGTH, Picture, plot_region
+    from evo_cli.scanning.plot import LOGO_LENGTH, Picture, plot_region
 
     tracks = {
         (track, str(strand)): partial(scan.reader(track, strand), interval.contig)

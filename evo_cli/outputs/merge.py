@@ -14,13 +14,13 @@ from typing import Any
 
 from data.atomic import replacing
 from data.errors import DataError
-from evo_cli.formats import VCF_SUFFIXES, choose_maker, has_suffix, read_rows
 from evo_cli.inference import say
-from evo_cli.metadata import describe_input, difference
-from evo_cli.output import is_stream, open_output
-from evo_cli.partial import metadata_path, partial_path, write_metadata
-from evo_cli.shards import interleave
-from evo_cli.tables import line
+from evo_cli.outputs.formats import VCF_SUFFIXES, choose_maker, has_suffix, read_rows
+from evo_cli.outputs.metadata import describe_input, difference
+from evo_cli.outputs.partial import metadata_path, partial_path, write_metadata
+from evo_cli.outputs.shards import interleave
+from evo_cli.outputs.stream import is_stream, open_output
+from evo_cli.outputs.table import line
 
 _FACTS = ("rows", "counts", "runs", "outputs")  # of a run, and not of what it computes
 

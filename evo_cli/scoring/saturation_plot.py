@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data.atomic import replacing
 from data.errors import DataError
-from evo_cli.formats import read_rows
+from evo_cli.outputs.formats import read_rows
 
 _BASES = "ACGT"
 _ROW_BASES = 100  # positions in one strip

@@ -12,16 +12,16 @@ from data.errors import DataError
 from data.pieces import Record
 from data.reader import read_records
 from data.sequence import to_upper_dna
-from evo_cli.base_scores import is_hdf5, write_hdf5
-from evo_cli.formats import choose_maker
 from evo_cli.inference import mark_of, say
-from evo_cli.metadata import Run, describe_run
-from evo_cli.output import is_stream
-from evo_cli.partial import partial_path
+from evo_cli.outputs.formats import choose_maker
+from evo_cli.outputs.metadata import Run, describe_run
+from evo_cli.outputs.partial import partial_path
+from evo_cli.outputs.stream import is_stream
+from evo_cli.outputs.table import Output, Table, open_table
 from evo_cli.progress import counter
-from evo_cli.score_request import ScoreRequest
-from evo_cli.sequence_scores import BASE_COLUMNS, COLUMNS, RecordScore, SequenceOptions, score_records
-from evo_cli.tables import Output, Table, open_table
+from evo_cli.scoring.bases import is_hdf5, write_hdf5
+from evo_cli.scoring.request import ScoreRequest
+from evo_cli.scoring.sequences import BASE_COLUMNS, COLUMNS, RecordScore, SequenceOptions, score_records
 
 if TYPE_CHECKING:
     from sh2.replicas import Replicas

@@ -1,0 +1,1 @@
+"""`evo embed`: records to vectors, block by block, into the files that users read."""

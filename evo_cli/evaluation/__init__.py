@@ -1,0 +1,1 @@
+"""`evo eval`: what is measured, and its pictures."""

@@ -1,0 +1,1 @@
+"""`evo scan`: contigs to tracks, piece by piece, and their pictures."""

@@ -1,0 +1,1 @@
+"""`evo score`: records and alleles to rows."""

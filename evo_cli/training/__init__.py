@@ -1,0 +1,1 @@
+"""`evo train`: its configuration, its run, and what a person sees of it."""
