@@ -1,19 +1,17 @@
-"""The formats of a table, told by the suffix of its file: TSV, gzipped, Parquet, or the variants' own VCF.
+"""The formats of a table, told by the suffix of its file: TSV, gzipped, or Parquet.
 
-Knows how each is made of a TSV that is whole; knows nothing of how rows come about.
+Knows how each is made of a TSV that is whole, and read; knows nothing of how rows come about.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from data.errors import DataError
-from evo_cli.outputs.partial import Finish
 
 PARQUET = ".parquet"
 VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
-_GZIP_SUFFIXES = (".gz", ".bgz")
+GZIP_SUFFIXES = (".gz", ".bgz")
 _WHOLE_NUMBERS = frozenset({"background", "pos", "length", "window_start", "window_length", "offset"})
 _TEXTS = frozenset({"record", "chrom", "id", "ref", "alt", "status", "precision", "normalised"})
 
@@ -23,33 +21,6 @@ _NUMBER_FORMATS = {"delta_mean": ".4e", "percentile": ".2f", "z": ".4f"}  # wher
 def has_suffix(path: str | Path, suffixes: str | tuple[str, ...]) -> bool:
     """Whether a file's name ends so, in whatever case."""
     return str(path).lower().endswith(suffixes)
-
-
-def choose_maker(path: Path | None, *, variants: str | None) -> Finish | None:
-    """What makes the file `path` of a TSV; None if it is that TSV itself.
-
-    Args:
-        path: None is stdout.
-        variants: the VCF or BCF whose alleles the rows are of; None if they are of something else.
-
-    Raises:
-        DataError: this format cannot be made of these rows, or a library for it is missing.
-    """
-    if path is None:
-        return None
-    if has_suffix(path, VCF_SUFFIXES):
-        if variants is None or variants == "-":
-            raise DataError(f"{path}: VCF is written of variants that come from a VCF or BCF file").hint(
-                "give the file's name, or write .tsv or .parquet"
-            )
-        from evo_cli.scoring.vcf import write_vcf
-
-        return partial(write_vcf, Path(variants), path)
-    if has_suffix(path, PARQUET):
-        if find_spec("pyarrow") is None:
-            raise DataError(f"{path}: Parquet needs the package pyarrow").hint("pip install 'evo-sh2[parquet]'")
-        return _write_parquet
-    return write_bgzip if has_suffix(path, _GZIP_SUFFIXES) else None
 
 
 def write_bgzip(plain: Path, compressed: Path) -> None:
@@ -80,7 +51,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, ...]]:
         raise DataError(f"{path}: its last line is cut off")
 
 
-def _write_parquet(table: Path, target: Path) -> None:
+def write_parquet(table: Path, target: Path) -> None:
     """Columns of 64-bit numbers or of text; NA is null."""
     import pyarrow
     from pyarrow import csv, parquet

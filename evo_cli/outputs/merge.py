@@ -15,7 +15,8 @@ from typing import Any
 from data.atomic import replacing
 from data.errors import DataError
 from evo_cli.inference import say
-from evo_cli.outputs.formats import VCF_SUFFIXES, choose_maker, has_suffix, read_rows
+from evo_cli.outputs.formats import VCF_SUFFIXES, has_suffix, read_rows
+from evo_cli.outputs.maker import choose_maker
 from evo_cli.outputs.metadata import describe_input, difference
 from evo_cli.outputs.partial import metadata_path, partial_path, write_metadata
 from evo_cli.outputs.shards import interleave

@@ -13,7 +13,7 @@ from data.pieces import Record
 from data.reader import read_records
 from data.sequence import to_upper_dna
 from evo_cli.inference import mark_of, say
-from evo_cli.outputs.formats import choose_maker
+from evo_cli.outputs.maker import choose_maker
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.partial import partial_path
 from evo_cli.outputs.stream import is_stream

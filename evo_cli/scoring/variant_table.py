@@ -19,7 +19,7 @@ from data.saturation import saturate
 from data.variants import VariantStatus
 from data.vcf import Allele, read_vcf
 from evo_cli.inference import mark_of, say, warn
-from evo_cli.outputs.formats import choose_maker
+from evo_cli.outputs.maker import choose_maker
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.table import Output, Table, open_table
 from evo_cli.progress import progress_bar

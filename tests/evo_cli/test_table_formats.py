@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pysam import bcftools
 
 from data.errors import DataError
-from evo_cli.outputs.formats import choose_maker
+from evo_cli.outputs.maker import choose_maker
 from evo_cli.outputs.merge import merge_parts
 from evo_cli.outputs.shards import Shard, interleave
 from tests.evo_cli.cli import rows
