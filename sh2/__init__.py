@@ -7,24 +7,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sh2.checkpoint import load
+    from sh2.checkpoint import load, save_model
     from sh2.config import ModelConfig
     from sh2.embedding import embed
-    from sh2.generation import generate
+    from sh2.errors import Sh2Error
+    from sh2.generation import GenerationOptions, generate
     from sh2.guidance import beam_search, best_of
     from sh2.model import StripedHyena2
+    from sh2.replicas import Replicas
     from sh2.scoring import score
 
-__all__ = ["ModelConfig", "StripedHyena2", "beam_search", "best_of", "embed", "generate", "load", "score"]
+__all__ = [
+    "GenerationOptions",
+    "ModelConfig",
+    "Replicas",
+    "Sh2Error",
+    "StripedHyena2",
+    "beam_search",
+    "best_of",
+    "embed",
+    "generate",
+    "load",
+    "save_model",
+    "score",
+]
 
 _HOMES = {
+    "GenerationOptions": "sh2.generation",
     "ModelConfig": "sh2.config",
+    "Replicas": "sh2.replicas",
+    "Sh2Error": "sh2.errors",
     "StripedHyena2": "sh2.model",
     "beam_search": "sh2.guidance",
     "best_of": "sh2.guidance",
     "embed": "sh2.embedding",
     "generate": "sh2.generation",
     "load": "sh2.checkpoint",
+    "save_model": "sh2.checkpoint",
     "score": "sh2.scoring",
 }
 

@@ -84,6 +84,10 @@ def embed(
     Raises:
         Sh2Error: there is no such layer, tap or pooling; a sequence is empty or has an id outside the vocabulary.
     """
+    if isinstance(layers, int | str):
+        raise Sh2Error(f"layers must be a list of numbers or names, not {layers!r}").hint(
+            f"put it into a list: [{layers!r}]"
+        )
     sites = find_sites(model.config, [str(layer) for layer in layers], _member(Tap, "tap", tap))
     wanted = _member(Pooling, "pooling", pooling)
     rows = []

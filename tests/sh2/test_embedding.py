@@ -199,6 +199,8 @@ def test_the_published_names_are_those_of_layers_of_that_kind() -> None:
         (["A"], {"chunk": 0}, "chunk must be at least 1, not 0"),
         ("A", {}, "a list of sequences is wanted, not one str"),
         (["A"], {"layers": []}, "no layer is given"),
+        (["A"], {"layers": "norm"}, "layers must be a list of numbers or names, not 'norm'"),
+        (["A"], {"layers": 3}, "layers must be a list of numbers or names, not 3"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(sequences: list[str], settings: dict[str, object], message: str) -> None:
