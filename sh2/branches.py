@@ -22,7 +22,7 @@ from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.scoring import log_probs_of
-from sh2.state import ModelState, select
+from sh2.state import ModelState, repeat, select
 from sh2.tokens import EOD, as_ids, to_batch
 
 _LEAST_SHARED = 64  # tokens: reading less than this apart would cost more than it saves
@@ -251,10 +251,10 @@ class _Reader:
         # what follows a row's end is never looked at, and cannot change what comes before
         padded = [np.pad(row, (0, length - len(row)), constant_values=EOD) for row in rows]
         which_R = torch.tensor(families, device=self.device)
+        if state is not None:
+            state = repeat(state, len(rows)) if len(self.plans) == 1 else select(state, which_R)
         log_probs_RL, _, _ = self._follow(
-            to_batch(padded, self.device),
-            None if state is None else select(state, which_R),
-            None if last_FV is None else last_FV[which_R],
+            to_batch(padded, self.device), state, None if last_FV is None else last_FV[which_R]
         )
         sums_RL = np.pad(log_probs_RL.cumsum(axis=1, dtype=np.float64), ((0, 0), (1, 0)))
         row = 0

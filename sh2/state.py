@@ -45,6 +45,11 @@ def select(state: ModelState, rows: Tensor) -> ModelState:
     return map_state(state, lambda part: _select(part, rows.to(part[0].device)))
 
 
+def repeat(state: ModelState, count: int) -> ModelState:
+    """The one row of a state, so many times, without a copy: to be continued by `forward`, never by `step`."""
+    return map_state(state, lambda part: _repeat(part, count))
+
+
 def reset(state: ModelState, rows: Tensor) -> ModelState:
     """Start a new sequence in the rows that are True; the others go on.
 
@@ -76,6 +81,13 @@ def join(states: Sequence[ModelState]) -> ModelState:
 def _select(part: MixerState, rows: Tensor) -> MixerState:
     # a cache belongs to one line of continuation: what is picked from it stands for itself
     return type(part)(*(tensor[rows] if isinstance(tensor, Tensor) else None for tensor in part))  # type: ignore[arg-type]
+
+
+def _repeat(part: MixerState, count: int) -> MixerState:
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.expand(count, *tensor.shape[1:])
+
+    return type(part)(*(rows(tensor) if isinstance(tensor, Tensor) else None for tensor in part))  # type: ignore[arg-type]
 
 
 def _reset(part: MixerState, rows: Tensor) -> MixerState:

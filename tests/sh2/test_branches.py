@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sh2
 from sh2.branches import Branch, Family, score_families
 from sh2.errors import Sh2Error
+from sh2.state import repeat, select
 from tests.sh2.models import CONFIGS, tiny
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)
@@ -119,3 +121,17 @@ def test_an_empty_reference_and_a_foreign_id_are_refused() -> None:
         score_families(tiny(), [family])
     with pytest.raises(Sh2Error, match="spacing must be at least 1, not 0"):
         score_families(tiny(), [family], spacing=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_a_row_repeated_goes_on_as_a_row_picked_so_many_times(name: str) -> None:
+    model = tiny(name)
+    ids = torch.from_numpy(bases(np.random.default_rng(3), 60).astype(np.int64))[None]
+    _, state = model(ids[:, :40])
+    views, copies = repeat(state, 3), select(state, torch.zeros(3, dtype=torch.int64))
+    more = ids[:, 40:].expand(3, -1)
+    one, other = (model(more, start)[0] for start in (views, copies))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    # what went on from the views left the row as it was
+    torch.testing.assert_close(model(ids[:, 40:], state)[0], other[:1], rtol=1e-5, atol=1e-5)
