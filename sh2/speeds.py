@@ -69,16 +69,16 @@ class KnownDevice:
     source: str
 
 
-# One H100 80GB HBM3, torch 2.11, bf16: copies 3.02 TB/s, 8192^3 products 723 to 731 TFLOP/s, causal SDPA of 32 heads of
-# 128 at 32,768 tokens 14.3 ms; first plain kernels with the featurizer fused, at 32,768 x 4,096
+# One H100 80GB HBM3, torch 2.11, bf16: copies 3.02 TB/s, 8192^3 products 723 to 731 TFLOP/s; torch's flash attention of
+# 32 heads of 128 at 32,768 tokens 25.4 ms, and the operators at 32,768 x 4,096, as `evo bench ops` measured them
 KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
     {
         "h100": KnownDevice(
             name="H100 80GB HBM3",
             memory_bytes=79 * 2**30,
             ceilings=Ceilings(copy_bytes_per_second=3.02e12, matmul_flops_per_second=725e12),
-            attention_flops_per_second=615e12,
-            floors={MixerKind.HYENA_SE: 1.52, MixerKind.HYENA_MR: 2.84, MixerKind.HYENA_LI: 4.6},
+            attention_flops_per_second=346e12,
+            floors={MixerKind.HYENA_SE: 1.08, MixerKind.HYENA_MR: 1.26, MixerKind.HYENA_LI: 1.95},
             source="ceilings measured on one H100: 3.02 TB/s, 725 TFLOP/s in bf16; launches are not counted",
         )
     }
@@ -100,10 +100,11 @@ def speeds_of(device: KnownDevice, config: ModelConfig, numbers: Numbers, *, row
         one = replace(config, layout=kind.value)
         flops = forward_flops(one, 1)
         arithmetic = flops["projections"] + flops["feed_forward"]
-        # two norms, each seven passes over float32 and one over the stream; two sums; the MLP's product
-        traffic = float(D) * (2 * (7 * 4 + 2 * size) + 6 * size) + 3 * config.mlp_width * size
+        # two norms, each a pass over the stream, or with gradients seven over float32 too; two sums; the MLP's product
+        norms = 2 * ((7 * 4 if training else 0) + 2 * size)
+        traffic = float(D) * (norms + 6 * size) + 3 * config.mlp_width * size
         if kind is MixerKind.ATTENTION:
-            traffic += 2 * D * (8 * 4 + 2 * size)
+            traffic += 2 * D * 2 * size
         else:
             traffic += 4 * D * size * device.floors[kind]
         forward[kind] = Line(a_token=times * (arithmetic / products + traffic / copy))
