@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,6 @@ from data.vcf import Allele
 if TYPE_CHECKING:
     from sh2.branches import Branch, BranchScore
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 # what is held and scored together: enough windows to fill batches, and all the alleles that a few of them share
 _WINDOWS, _ALLELES = 64, 2048
@@ -85,14 +83,6 @@ class VariantScore:
 
 def _cell(value: float | None) -> str:
     return "NA" if value is None else f"{value:.6f}"
-
-
-def score_alleles(
-    replicas: "Replicas", alleles: Iterable[Allele], reference: Reference, options: VariantOptions
-) -> Iterator[VariantScore]:
-    """Score alleles in their order, one result each, whatever their status."""
-    for scores in replicas.map(partial(score_block, options), blocks(alleles, reference, options.rule)):
-        yield from scores
 
 
 Block = list[tuple[Allele, VariantWindow]]

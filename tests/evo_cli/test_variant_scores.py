@@ -12,7 +12,8 @@ from data.reference import Reference
 from data.sequence import reverse_complement
 from data.variants import IndelMode, WindowRule
 from data.vcf import Allele
-from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore, score_alleles
+from evo_cli.scoring.variant_jobs import score_groups
+from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore
 from sh2.replicas import Replicas
 from tests.data.haplotypes import haplotypes
 from tests.sh2.models import tiny
@@ -32,6 +33,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 @pytest.fixture(scope="module")
 def replicas() -> Replicas:
     return Replicas(lambda _: MODEL, ["cpu"])
+
+
+def score_alleles(
+    replicas: Replicas, alleles: Iterable[Allele], reference: Reference, options: VariantOptions
+) -> Iterator[VariantScore]:
+    for group in score_groups(replicas, iter(alleles), reference, options, unit=192, done=0):
+        yield from (one.score for one in group)
 
 
 def allele(pos: int, ref_length: int, alt: str) -> Allele:
