@@ -13,6 +13,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import precision_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
+from sh2.placement import free_bytes
 from sh2.state import ModelState, expect
 
 _LEAST = 64  # tokens a row: where these do not fit, fewer will not help
@@ -85,13 +86,13 @@ def read(model: StripedHyena2, ids_BL: Tensor, *, most: int) -> tuple[Tensor, Mo
 def affordable(model: StripedHyena2, rows: int) -> int:
     """Estimate how many tokens a row may be run at once: a power of two that takes half of a GPU's free memory.
 
-    A CPU has swap and knows no out of memory: there any number is affordable.
+    Of a model on several GPUs, that of the fullest. A CPU has swap and knows no out of memory: there any number is
+    affordable.
     """
-    weight = model.embedding.weight
-    if weight.device.type != "cuda":
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    if not devices:
         return 1 << 62
-    free, _ = torch.cuda.mem_get_info(weight.device)
-    free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    free = min(map(free_bytes, devices))
     return max(_LEAST, 1 << (free // 2 // (rows * bytes_a_token(model))).bit_length() - 1)
 
 

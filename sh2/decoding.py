@@ -19,6 +19,7 @@ from torch import Tensor
 from sh2.mixers import Attention, AttentionState, FirState, KVDtype, KVSlots, MixerState, ModalState
 from sh2.mixers.cache import lengthened
 from sh2.model import StripedHyena2
+from sh2.placement import free_bytes
 from sh2.state import ModelState, map_state, select
 
 log = logging.getLogger(__name__)
@@ -158,10 +159,8 @@ def affordable_rows(model: StripedHyena2, tokens: int, most: int) -> int:
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     packed = any(layer.kv_dtype is KVDtype.FP8 for layer in layers)
     of_a_head = config.head_dim + 4 if packed else config.head_dim * weight.element_size()
-    free, _ = torch.cuda.mem_get_info(weight.device)
-    free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     of_a_row = max(1, 2 * len(layers) * config.num_kv_heads * of_a_head * tokens)
-    return max(1, min(most, int(free * _HARDLY_FREE) // of_a_row))
+    return max(1, min(most, int(free_bytes(weight.device) * _HARDLY_FREE) // of_a_row))
 
 
 def _parts(state: ModelState) -> Iterator[MixerState]:

@@ -1,6 +1,7 @@
 """Pieces of the length that memory allows: a piece that does not fit is halved, and nothing else changes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,3 +105,13 @@ def test_gpu_half_of_the_free_memory_is_affordable(model: StripedHyena2) -> None
     one, many = affordable(model, 1), affordable(model, 64)
     assert free / 8 < one * bytes_a_token(model) <= free
     assert one == 64 * many
+
+
+def test_the_fullest_of_several_gpus_decides(model: StripedHyena2, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {0: 64 << 30, 1: 1 << 30}
+    parameters = [SimpleNamespace(is_cuda=True, device=torch.device("cuda", number)) for number in (0, 1, 0)]
+    monkeypatch.setattr(model, "parameters", lambda: parameters)
+    monkeypatch.setattr("sh2.chunks.free_bytes", lambda device: free[device.index])
+    chunk = affordable(model, 2)
+    assert chunk & (chunk - 1) == 0
+    assert (1 << 30) / 4 < 2 * chunk * bytes_a_token(model) <= (1 << 30) / 2
