@@ -13,10 +13,11 @@ from tests.sh2.models import tiny
 ASKED = Needle(length=24, cue=8, trials=3, seed=5)
 
 
-class Copying:
+class Copying(torch.nn.Module):
     """Stands for a model: it expects what followed the last time that the eight tokens before came up."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.embedding = tiny().embedding
         self.seen: list[list[int]] = []
 
