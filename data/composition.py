@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from data.sequence import reverse_complement
 
-MAX_K = 8
 _CODES = np.full(256, 4, dtype=np.int64)
 for _code, _base in enumerate(b"ACGT"):
     _CODES[_base] = _CODES[_base + 32] = _code
@@ -47,7 +46,7 @@ def compose(sequences: Iterable[bytes], *, largest_k: int, piece: int, shortest_
     """Count what sequences are made of.
 
     Args:
-        largest_k: k-mers of 1 to so many bases, at most `MAX_K`.
+        largest_k: k-mers of 1 to so many bases; 4 to that power are counted.
         piece: bases of the pieces whose GC is taken.
         shortest_orf: codons of an open reading frame, at least.
     """

@@ -60,6 +60,12 @@ BackendOption = Annotated[
 ]
 
 
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left at --output.")
+]
+
+
 def say(message: str) -> None:
     """Print a line of talk on stderr."""
     typer.echo(message, err=True)

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import (
+    BackendName,
+    BackendOption,
+    DeviceOption,
+    MaxTokensOption,
+    ModelOption,
+    OverwriteOption,
+    Precision,
+    PrecisionOption,
+)
 
 
 class Format(StrEnum):
@@ -57,10 +66,8 @@ def scan(
         list[str] | None,
         typer.Option("--plot", metavar="CONTIG:FIRST-LAST", help="Also draw a region as PNG; repeatable."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew where an earlier run with other settings was not finished.")
-    ] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")] = 65536,
+    overwrite: OverwriteOption = False,
+    max_tokens: MaxTokensOption = 65536,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,

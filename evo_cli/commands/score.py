@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import (
+    BackendName,
+    BackendOption,
+    DeviceOption,
+    MaxTokensOption,
+    ModelOption,
+    OverwriteOption,
+    Precision,
+    PrecisionOption,
+)
 from evo_cli.outputs.shards import Shard
 
 
@@ -104,10 +113,8 @@ def score(
         Shard | None,
         typer.Option("--shard", parser=Shard.parse, metavar="I/N", help="Do part I of N; `evo merge` joins them."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left at --output.")
-    ] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")] = 65536,
+    overwrite: OverwriteOption = False,
+    max_tokens: MaxTokensOption = 65536,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,

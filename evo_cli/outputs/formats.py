@@ -23,6 +23,16 @@ def has_suffix(path: str | Path, suffixes: str | tuple[str, ...]) -> bool:
     return str(path).lower().endswith(suffixes)
 
 
+def need_pyarrow(path: Path) -> None:
+    """Refuse a Parquet file where what reads and writes it is missing.
+
+    Raises:
+        DataError: so it is.
+    """
+    if find_spec("pyarrow") is None:
+        raise DataError(f"{path}: Parquet needs the package pyarrow").hint("pip install 'evo-sh2[parquet]'")
+
+
 def write_bgzip(plain: Path, compressed: Path) -> None:
     """Compress a file in blocks: gzip to everyone, and tabix can index it."""
     import pysam
@@ -79,8 +89,7 @@ def _arrow_type(name: str) -> object:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, ...]]:
-    if find_spec("pyarrow") is None:
-        raise DataError(f"{path}: Parquet needs the package pyarrow").hint("pip install 'evo-sh2[parquet]'")
+    need_pyarrow(path)
     import pyarrow
     from pyarrow import parquet
 

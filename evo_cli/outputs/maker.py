@@ -1,11 +1,18 @@
 """What makes a file of a whole table, chosen by the file's name: one of the formats, or the variants' own VCF."""
 
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from data.errors import DataError
-from evo_cli.outputs.formats import GZIP_SUFFIXES, PARQUET, VCF_SUFFIXES, has_suffix, write_bgzip, write_parquet
+from evo_cli.outputs.formats import (
+    GZIP_SUFFIXES,
+    PARQUET,
+    VCF_SUFFIXES,
+    has_suffix,
+    need_pyarrow,
+    write_bgzip,
+    write_parquet,
+)
 from evo_cli.outputs.partial import Finish
 from evo_cli.outputs.vcf import write_vcf
 
@@ -29,7 +36,6 @@ def choose_maker(path: Path | None, *, variants: str | None) -> Finish | None:
             )
         return partial(write_vcf, Path(variants), path)
     if has_suffix(path, PARQUET):
-        if find_spec("pyarrow") is None:
-            raise DataError(f"{path}: Parquet needs the package pyarrow").hint("pip install 'evo-sh2[parquet]'")
+        need_pyarrow(path)
         return write_parquet
     return write_bgzip if has_suffix(path, GZIP_SUFFIXES) else None

@@ -15,7 +15,7 @@ from data.bed import read_bed
 from data.errors import DataError
 from data.intervals import Interval
 from data.reference import Reference
-from data.saturation import saturate
+from data.saturation import Saturation, saturate
 from data.variants import VariantStatus
 from data.vcf import Allele, read_vcf
 from evo_cli.inference import mark_of, say, warn
@@ -107,6 +107,8 @@ def score_variants(common: ScoreRequest, request: VariantRequest) -> None:
     if table is not None:
         table.tell_counts("alleles")
         _tell_names(reference, table, head)
+        if isinstance(alleles, Saturation) and alleles.skipped:
+            say(f"{alleles.skipped:,} bases of the regions are not A, C, G or T, and have no changes")
     if request.plot is not None and common.output is not None:
         from evo_cli.scoring.saturation_plot import plot_saturation
 

@@ -32,7 +32,7 @@ def attempt(work: Callable[[], T]) -> T | Refusal:
             return work()
     except CheckError as error:
         return Refusal(text=str(error))
-    except Exception as error:
+    except Exception as error:  # a peer of any make may raise anything
         reason = " ".join(str(error).split())
         if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
             return Refusal(text="out of memory", lack_of_memory=True)

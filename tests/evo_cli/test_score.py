@@ -179,3 +179,15 @@ def test_what_cannot_be_scored_keeps_its_row_and_says_why(tmp_path: Path, model_
     assert all(row["delta"] == "NA" for row in rows(result.stdout)[:-1])
     assert "10 alleles: " in result.stderr
     assert "1 ok" in result.stderr
+
+
+def test_bases_without_changes_are_counted(tmp_path: Path, model_folder: Path) -> None:
+    reference = tmp_path / "genome.fa"
+    reference.write_text(">chr1\nACGNNRTTGCA\n")
+    result = evo("score", "--saturate", "--regions", "chr1:3-7", "-r", reference, "-m", model_folder)
+    assert result.returncode == 0, result.stderr
+    assert [(row["pos"], row["alt"]) for row in rows(result.stdout)] == [
+        *(("3", alt) for alt in "ACT"),
+        *(("7", alt) for alt in "ACG"),
+    ]
+    assert "3 bases of the regions are not A, C, G or T, and have no changes" in result.stderr

@@ -136,7 +136,7 @@ def test_bcf_comes_and_goes(vcf: Path, table: list[dict[str, str]], tmp_path: Pa
 def test_formats_that_cannot_be_made_are_refused_before_any_work(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(DataError, match="VCF is written of variants that come from a VCF or BCF file"):
         sequences(tmp_path / "no.fa", tmp_path / "o.vcf.gz")
-    monkeypatch.setattr("evo_cli.outputs.maker.find_spec", lambda _: None)
+    monkeypatch.setattr("evo_cli.outputs.formats.find_spec", lambda _: None)
     with pytest.raises(DataError, match="Parquet needs the package pyarrow") as caught:
         sequences(tmp_path / "no.fa", tmp_path / "o.parquet")
     assert caught.value.__notes__ == ["pip install 'evo-sh2[parquet]'"]
