@@ -43,11 +43,14 @@ def test_pieces_joined_equal_one_pass_with_gradients(name: str, data: st.DataObj
     probe = torch.randn(2, length, 512, generator=torch.Generator().manual_seed(1))
     whole, joined = model(ids_BL)[0], in_pieces(model, ids_BL, sizes)
     assert relative_error(joined, whole) < 1e-5
+    # in float32 the gradients of one pass are themselves up to 3e-5 from the true ones; poles and residues stay so
+    model, probe = model.double(), probe.double()
+    whole, joined = model(ids_BL)[0], in_pieces(model, ids_BL, sizes)
     parameters = list(model.parameters())
     whole_grads = torch.autograd.grad((whole * probe).sum(), parameters)
     joined_grads = torch.autograd.grad((joined * probe).sum(), parameters)
     for one, other in zip(joined_grads, whole_grads, strict=True):
-        assert relative_error(one, other) < 1e-5
+        assert relative_error(one, other) < 1e-6
 
 
 @pytest.mark.parametrize("piece", SHORT_CUTS)
