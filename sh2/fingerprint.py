@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from sh2.config import ModelConfig
 from sh2.model import StripedHyena2
@@ -16,7 +18,6 @@ def config_hash(config: ModelConfig) -> str:
     return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-@torch.no_grad()
 def weights_fingerprint(model: StripedHyena2) -> str:
     """SHA-256 over names, shapes and evenly spaced samples of all tensors, as float32.
 
@@ -24,8 +25,14 @@ def weights_fingerprint(model: StripedHyena2) -> str:
     need not be read a second time. A file's bf16 weights have one fingerprint in bf16 and in fp32. It is no proof
     against tampering: `sh2.checkpoint.model_hash` takes in every byte of a folder.
     """
+    return tensors_fingerprint(model.state_dict())
+
+
+@torch.no_grad()
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The same, of any tensors by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)
         samples = flat[:: max(1, flat.numel() // _SAMPLES)]
         digest.update(f"{name} {list(tensor.shape)}\n".encode())

@@ -37,7 +37,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
     for name, parameter in model.named_parameters():
         last, last_two = name.rsplit(".", 1)[-1], ".".join(name.rsplit(".", 2)[-2:])
         if last_two in rules:
-            parameter.normal_(0.0, rules[last_two], generator=_generator(seed, name, parameter.device))
+            parameter.normal_(0.0, rules[last_two], generator=generator(seed, name, parameter.device))
         elif last == "scale":
             parameter.fill_(1.0)
         elif last in ("bias", "featurizer_bias", "pole_shift"):
@@ -58,20 +58,20 @@ def _filters(module: nn.Module, prefix: str, seed: int) -> list[str]:
     if not isinstance(module, (HyenaSE, HyenaMR, HyenaLI)):
         return []
     device = module.featurizer_taps.device
-    _pass_through(module.featurizer_taps, _generator(seed, f"{prefix}.featurizer_taps", device))
+    _pass_through(module.featurizer_taps, generator(seed, f"{prefix}.featurizer_taps", device))
     names = ["featurizer_taps"]
     if isinstance(module, HyenaLI):
-        _modes(module, _generator(seed, f"{prefix}.residues", device))
+        _modes(module, generator(seed, f"{prefix}.residues", device))
         names += ["residues"]
     elif module.skip is None:
-        _pass_through(module.taps, _generator(seed, f"{prefix}.taps", device))
+        _pass_through(module.taps, generator(seed, f"{prefix}.taps", device))
         names += ["taps"]
     else:
         # beside a skip of 1, the filter starts with a tenth of its energy
         window = torch.ones_like(module.taps)
         if module.window is not None:
             window = decay_window(module.window, module.taps.shape[0], module.taps.shape[1], module.taps.device)
-        module.taps.normal_(generator=_generator(seed, f"{prefix}.taps", device))
+        module.taps.normal_(generator=generator(seed, f"{prefix}.taps", device))
         module.taps.mul_(math.sqrt(0.1) / torch.linalg.vector_norm(window, dim=1, keepdim=True))
         names += ["taps"]
     if module.skip is not None:
@@ -96,6 +96,7 @@ def _modes(module: HyenaLI, generator: torch.Generator) -> None:
     module.residues.mul_(torch.sqrt(0.1 / (modes * energy_N)).to(module.residues))
 
 
-def _generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+def generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+    """The random numbers of one parameter: they hang on the seed and its name alone."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -14,6 +14,7 @@ from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_flo
 from sh2.config import MixerKind, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection, Precision, fp8_lacks
+from sh2.lora import plain_state
 from sh2.mixers import Attention
 from sh2.mixers.attention import rotary_frequencies
 from sh2.model import StripedHyena2
@@ -80,13 +81,17 @@ def build(
 def save_model(model: nn.Module, folder: str | Path) -> None:
     """Write a model as a folder in our format; a model folder of that name is replaced in one step.
 
+    Adapters (`sh2.lora`) are merged into the weights that are written; the model itself keeps them apart.
+
     Raises:
         Sh2Error: the folder holds something else than a model, or cannot be written.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
         raise TypeError(f"a {type(model).__name__} has no ModelConfig to save")
-    tensors = {name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, read) for name, (tensor, read) in plain_state(model).items()
+    }
     write_model_folder(Path(folder), config, tensors)
 
 

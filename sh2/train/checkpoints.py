@@ -1,6 +1,7 @@
 """Checkpoints of a run: complete and checked, or not there. Knows nothing of data or of how a step is made.
 
     RUN/checkpoints/step_00000100/model/                 weights, in the format of `sh2.checkpoint`
+    RUN/checkpoints/step_00000100/adapter.safetensors    of a run that trains adapters, which `model` has merged
     RUN/checkpoints/step_00000100/optimizer.safetensors  moments and step count by parameter name, float32
     RUN/checkpoints/step_00000100/trainer.json           progress, configuration, SHA-256 of the other files
 
@@ -23,10 +24,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sh2.checkpoint import load, save_model
+from sh2.checkpoint.adapters import load_adapters, save_adapters
 from sh2.checkpoint.atomic import replacing
 from sh2.checkpoint.safetensors_file import write_safetensors
 from sh2.checkpoint.tensors import LazyTensor
 from sh2.errors import Sh2Error
+from sh2.lora import has_adapters
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
 
@@ -83,6 +86,8 @@ class Checkpoints:
         with replacing(path) as partial:
             partial.mkdir()
             save_model(model, partial / "model")
+            if has_adapters(model):
+                save_adapters(model, partial / "adapter.safetensors")
             moments = {name: LazyTensor.of(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
             write_safetensors(partial / "optimizer.safetensors", moments, {})
             state = asdict(progress)
@@ -110,7 +115,10 @@ class Checkpoints:
     def restore(self, step: int, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
         """Load the weights and the optimizer's state of a checkpoint, bit for bit."""
         path = self.path(step)
-        model.load_state_dict(load(path / "model").state_dict())
+        if has_adapters(model):  # the weights beside them are those the run began from
+            load_adapters(model, path / "adapter.safetensors")
+        else:
+            model.load_state_dict(load(path / "model").state_dict())
         restore_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
 
     def _prune(self, progress: Progress) -> None:

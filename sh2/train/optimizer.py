@@ -22,6 +22,7 @@ class Role(StrEnum):
     SKIP = "skip"
     RESIDUES = "residues"
     POLE_SHIFT = "pole_shift"
+    ADAPTER = "adapter"
 
 
 DECAYED = frozenset({Role.LINEAR})
@@ -42,6 +43,8 @@ _ROLE_OF_ENDING = {
     "skip": Role.SKIP,
     "residues": Role.RESIDUES,
     "pole_shift": Role.POLE_SHIFT,
+    "adapter.down": Role.ADAPTER,
+    "adapter.up": Role.ADAPTER,
 }
 
 
