@@ -1,5 +1,6 @@
-"""The shape of a model: one frozen dataclass, checked once. Knows nothing of torch, weights or files."""
+"""The shape of a model, and of adapters beside it: frozen dataclasses, checked once. Knows nothing of torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -68,6 +69,33 @@ NAMED_WINDOWS: dict[str, DecayWindow | None] = {
     "published": PUBLISHED_WINDOW,
 }
 """Decay windows that a configuration file can name instead of giving the rates."""
+
+
+LINEAR_LAYERS = ("input", "output", "gate", "up", "down")
+"""The linear layers of a block, by the last part of their names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lora:
+    """Low-rank adapters: y = W x becomes y = W x + (alpha / rank) U V x, with V [rank, inputs] and U [outputs, rank].
+
+    targets: which of `LINEAR_LAYERS` are adapted.
+
+    Raises:
+        Sh2Error: a value is not allowed.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = LINEAR_LAYERS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise Sh2Error(f"adapters need a rank of at least 1 and an alpha above 0, not {self.rank} and {self.alpha}")
+        if unknown := sorted(set(self.targets) - set(LINEAR_LAYERS)):
+            raise Sh2Error(f"unknown target `{unknown[0]}` of adapters").hint(f"use {', '.join(LINEAR_LAYERS)}")
+        if not self.targets:
+            raise Sh2Error("adapters have no targets").hint(f"give some of {', '.join(LINEAR_LAYERS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,6 @@ Knows nothing of training or files.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,32 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from sh2.config import LINEAR_LAYERS, Lora
 from sh2.errors import Sh2Error
 from sh2.initialize import generator
-
-TARGETS = ("input", "output", "gate", "up", "down")
-"""The linear layers of a block, by the last part of their names."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
-    """Which layers are adapted, and how.
-
-    rank: of the product U V. alpha: over the rank, what the product is multiplied by. targets: some of `TARGETS`.
-    Raises Sh2Error for values that are not allowed.
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = TARGETS
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.alpha < math.inf:
-            raise Sh2Error(f"an adapter needs a rank of at least 1 and an alpha above 0, not {self.rank}, {self.alpha}")
-        if unknown := sorted(set(self.targets) - set(TARGETS)):
-            raise Sh2Error(f"unknown target `{unknown[0]}` of adapters").hint(f"use {', '.join(TARGETS)}")
-        if not self.targets:
-            raise Sh2Error("adapters have no targets").hint(f"give some of {', '.join(TARGETS)}")
 
 
 class Adapter(nn.Module):
@@ -82,7 +58,7 @@ def add_adapters(model: nn.Module, lora: Lora, *, seed: int) -> None:
     ]
     if not layers:
         raise Sh2Error(f"the model has no layer called {' or '.join(lora.targets)}").hint(
-            f"give other targets of {', '.join(TARGETS)}"
+            f"give other targets of {', '.join(LINEAR_LAYERS)}"
         )
     for name, layer in layers:
         adapter = Adapter(layer, lora)

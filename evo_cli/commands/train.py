@@ -54,10 +54,35 @@ LowerCaseWeight = Annotated[
 ReverseComplement = Annotated[
     bool | None, _flag("--reverse-complement/--no-reverse-complement", "Also read the other strand. [yes]")
 ]
+Freeze = Annotated[
+    list[str] | None,
+    _flag(
+        "--freeze",
+        "What is not trained: embedding, mixers, feed_forward, filters, norms or a pattern such as 'blocks.0.*';"
+        " more than once for more. []",
+    ),
+]
+LoraRank = Annotated[
+    int | None, _flag("--lora-rank", "Train adapters of this rank beside the weights of --from; 0 for the weights. [0]")
+]
+LoraAlpha = Annotated[float | None, _flag("--lora-alpha", "Adapters' products are scaled by it over the rank. [16.0]")]
+LoraTargets = Annotated[
+    list[str] | None, _flag("--lora-targets", "Linear layers to adapt, one each time. [input output gate up down]")
+]
 Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
 Threads = Annotated[int | None, _flag("--threads", "CPU threads. [as many as torch finds]")]
 Backend = Annotated[str | None, _flag("--backend", "auto, triton or reference, as in `evo score`. [auto]")]
 Compile = Annotated[bool | None, _flag("--compile/--no-compile", "Start slower, by torch.compile, to run faster. [no]")]
+
+RecomputeFlag = Annotated[
+    str | None, _flag("--recompute", "none, selective, full or nested: slower, for longer windows. [none]")
+]
+Fp8Linears = Annotated[bool | None, _flag("--fp8-linears/--no-fp8-linears", "FP8 products, by torchao. [no]")]
+PeakTflops = Annotated[float | None, _flag("--peak-tflops", "What MFU is a part of. [a matrix product here]")]
+FilterStatistics = Annotated[
+    int | None, _flag("--filter-statistics", "Steps between lines of RUN/filters.jsonl. [0: none]")
+]
+Profile = Annotated[int | None, _flag("--profile", "A step to write a trace of. [none]")]
 
 
 def train(
@@ -88,10 +113,19 @@ def train(
     save_every: SaveEvery = None,
     keep_last: KeepLast = None,
     log_every: LogEvery = None,
+    freeze: Freeze = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: LoraAlpha = None,
+    lora_targets: LoraTargets = None,
     device: Device = None,
     threads: Threads = None,
     backend: Backend = None,
     compile: Compile = None,
+    recompute: RecomputeFlag = None,
+    fp8_linears: Fp8Linears = None,
+    peak_tflops: PeakTflops = None,
+    filter_statistics: FilterStatistics = None,
+    profile: Profile = None,
     tensorboard: TensorBoardFlag = False,
 ) -> None:
     """Train a model on DNA: the model is RUN/model, the curve RUN/loss.png.
@@ -130,7 +164,7 @@ def train(
     flags = Flags(
         preset=preset,
         inputs=inputs or [],
-        train={name: value for name, value in given.items() if value is not None},
+        train={name: value for name, value in given.items() if value not in (None, [], ())},
     )
     code = train_run(output, flags, config=config, resume=resume, tensorboard=tensorboard)
     if code:

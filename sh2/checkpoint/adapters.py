@@ -15,9 +15,10 @@ from torch import nn
 from sh2.checkpoint.atomic import replacing
 from sh2.checkpoint.safetensors_file import read_safetensors, write_safetensors
 from sh2.checkpoint.tensors import LazyTensor
+from sh2.config import Lora
 from sh2.errors import Sh2Error
 from sh2.fingerprint import tensors_fingerprint
-from sh2.lora import Lora, adapters_of, add_adapters, has_adapters
+from sh2.lora import adapters_of, add_adapters, has_adapters
 
 
 def save_adapters(model: nn.Module, path: Path) -> None:

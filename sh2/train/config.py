@@ -8,9 +8,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self, get_type_hints
 
-from sh2.config import ModelConfig
+from sh2.config import LINEAR_LAYERS, Lora, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import preset
+from sh2.recompute import Recompute
 
 _MOST_THREADS = 1024
 
@@ -72,6 +73,14 @@ class TrainConfig:
     """Weight in the loss of a soft-masked (lower-case) base; an upper-case one has 1."""
     reverse_complement: bool = True
     """Read half of the training windows, chosen by the seed, from the other strand."""
+    freeze: tuple[str, ...] = ()
+    """What is not trained: names of `sh2.train.freeze.PARTS` or patterns of parameters' names."""
+    lora_rank: int = 0
+    """Rank of the adapters that are trained in place of the weights; 0 trains the weights."""
+    lora_alpha: float = 16.0
+    """Over the rank, what the adapters' products are multiplied by."""
+    lora_targets: tuple[str, ...] = LINEAR_LAYERS
+    """The linear layers that are adapted."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     threads: int = 0
@@ -80,14 +89,26 @@ class TrainConfig:
     """What runs the hyena operators, as for `StripedHyena2.use_backend`: `auto`, `triton` or `reference`."""
     compile: bool = False
     """Compile the blocks and the loss by torch.compile: a minute or so at the start, for faster steps."""
+    recompute: Recompute = Recompute.NONE
+    """What the backward pass makes again for the memory of keeping it: `none`, `selective`, `full` or `nested`."""
+    fp8_linears: bool = False
+    """Take the products of the blocks' linear layers in FP8, by torchao."""
+    peak_tflops: float = 0.0
+    """What the device does at best, for the part of it that a run uses; 0 measures a large matrix product."""
+    filter_statistics: int = 0
+    """Steps between two lines of `filters.jsonl`, 0 for none."""
+    profile: int = 0
+    """A step to write a trace of, 0 for none."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "accumulation", "keep_last", "log_every")
         self._check_at_least(2, "length")
         self._check_at_least(0, "seed", "valid_every", "valid_windows", "save_every", "threads")
-        self._check_at_least(0, "weight_decay", "clip", "lower_case_weight")
-        if not isinstance(self.precision, Precision):
-            raise Sh2Error(f"train field `precision` must be a Precision, not {self.precision!r}")
+        self._check_at_least(0, "peak_tflops", "filter_statistics", "profile")
+        self._check_at_least(0, "weight_decay", "clip", "lower_case_weight", "lora_rank")
+        for name, kind in (("precision", Precision), ("recompute", Recompute)):
+            if not isinstance(getattr(self, name), kind):
+                raise Sh2Error(f"train field `{name}` must be a {kind.__name__}, not {getattr(self, name)!r}")
         for name in ("lr", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise Sh2Error(f"train field `{name}` must be a number above 0, not {getattr(self, name)}")
@@ -100,6 +121,10 @@ class TrainConfig:
             raise Sh2Error("train fields `compile` and `reset_documents` cannot both be true").hint(
                 "what is compiled has one length, and documents cut windows into pieces of any: turn one of them off"
             )
+        if self.lora is not None and self.freeze:
+            raise Sh2Error("train fields `freeze` and `lora_rank` cannot both be given").hint(
+                "adapters leave all weights as they are: leave out `--freeze`"
+            )
         if self.threads > _MOST_THREADS:
             raise Sh2Error(f"train field `threads` must be at most {_MOST_THREADS}, not {self.threads}")
 
@@ -107,6 +132,13 @@ class TrainConfig:
         for name in names:
             if not least <= getattr(self, name) < math.inf:
                 raise Sh2Error(f"train field `{name}` must be at least {least}, not {getattr(self, name)}")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters that are trained, if any."""
+        if not self.lora_rank:
+            return None
+        return Lora(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
 
     @property
     def warmup_steps(self) -> int:
@@ -120,7 +152,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and TOML; `from_dict` reads them back."""
-        return {**asdict(self), "betas": list(self.betas), "precision": self.precision.value}
+        plain = {name: list(value) for name, value in asdict(self).items() if isinstance(value, tuple)}
+        return {**asdict(self), **plain, "precision": self.precision.value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -171,9 +204,11 @@ def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:
     raise error.hint(f"known fields: {', '.join(known)}")
 
 
-ROUNDING = ("threads", "device", "backend", "compile")
+ROUNDING = ("threads", "device", "backend", "compile", "recompute")
 """Fields that decide in which order sums are taken, and so the last bits of a run's numbers."""
-MAY_CHANGE = frozenset({"save_every", "keep_last", "log_every", *ROUNDING})
+MAY_CHANGE = frozenset(
+    {"save_every", "keep_last", "log_every", "peak_tflops", "filter_statistics", "profile", *ROUNDING}
+)
 """Fields that a resumed run may change: they decide neither the weights (up to rounding) nor the metrics written."""
 
 
@@ -220,6 +255,12 @@ def _pair(key: str, value: object) -> tuple[float, float]:
     return _number(key, value[0]), _number(key, value[1])
 
 
+def _texts(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(key, "a list of texts", value)
+    return tuple(_text(key, item) for item in value)
+
+
 def _wrong(key: str, wanted: str, value: object) -> Sh2Error:
     return Sh2Error(f"{key} must be {wanted}, not {value!r}")
 
@@ -231,6 +272,7 @@ _READERS: Mapping[Any, Callable[[str, object], Any]] = MappingProxyType(
         bool: _flag,
         str: _text,
         tuple[float, float]: _pair,
+        tuple[str, ...]: _texts,
     }
 )
 

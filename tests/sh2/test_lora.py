@@ -7,9 +7,9 @@ import torch
 
 from sh2.checkpoint import load, save_model
 from sh2.checkpoint.adapters import load_adapters, save_adapters
-from sh2.config import RotaryFrequencies
+from sh2.config import LINEAR_LAYERS, Lora, RotaryFrequencies
 from sh2.errors import Sh2Error
-from sh2.lora import TARGETS, Lora, adapters_of, add_adapters, has_adapters, merge_adapters
+from sh2.lora import adapters_of, add_adapters, has_adapters, merge_adapters
 from sh2.model import StripedHyena2
 from sh2.train.config import TrainConfig
 from sh2.train.optimizer import build_optimizer
@@ -87,7 +87,7 @@ def test_only_adapters_are_trained():
     assert {id(parameter) for group in groups for parameter in group["params"]} == adapters
     assert [(group["name"], group["weight_decay"]) for group in groups] == [("adapter", 0.0)]
     layers = {name.rsplit(".", 1)[-1] for name, _ in adapters_of(model)}
-    assert layers == set(TARGETS)
+    assert layers == set(LINEAR_LAYERS)
 
 
 def test_the_gradient_reaches_both_matrices_and_nothing_else():
@@ -134,8 +134,8 @@ def test_a_published_file_s_own_frequencies_do_not_make_it_another_model(tmp_pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 0, "alpha": 1.0}, "an adapter needs a rank of at least 1 and an alpha above 0, not 0, 1.0"),
-        ({"rank": 1, "alpha": 0.0}, "an alpha above 0, not 1, 0.0"),
+        ({"rank": 0, "alpha": 1.0}, "adapters need a rank of at least 1 and an alpha above 0, not 0 and 1.0"),
+        ({"rank": 1, "alpha": 0.0}, "an alpha above 0, not 1 and 0.0"),
         ({"rank": 1, "alpha": 1.0, "targets": ("query",)}, "unknown target `query` of adapters"),
         ({"rank": 1, "alpha": 1.0, "targets": ()}, "adapters have no targets"),
     ],
