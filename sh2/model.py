@@ -16,11 +16,15 @@ from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
 from sh2.layers import GatedMLP, RMSNorm, linear
 from sh2.mixers import MIXERS, Attention, Backed, HyenaSE, KVDtype, MixerState
+from sh2.recompute import Recompute
+from sh2.rerun import run_blocks, run_half
 from sh2.state import BlockState, ModelState, reset
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    recompute: Recompute = Recompute.NONE  # set by `StripedHyena2.use_recompute`
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -35,9 +39,17 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x_BLD: Tensor, state: BlockState | None = None, *, in_place: bool = False
-    ) -> tuple[Tensor, BlockState]:
-        """Apply the block. in_place: x is one token, and the state itself moves on."""
+        self, x_BLD: Tensor, state: BlockState | None = None, *, in_place: bool = False, stateless: bool = False
+    ) -> tuple[Tensor, BlockState | None]:
+        """Apply the block.
+
+        Args:
+            in_place: x is one token, and the state itself moves on.
+            stateless: x is whole sequences from their start, and no state comes of them.
+        """
+        if stateless:
+            x_BLD = run_half(self.mix, x_BLD, self.recompute, by_token=False)
+            return run_half(self.feed, x_BLD, self.recompute, by_token=not self.mixes_twice), None
         mixer_state: MixerState | None
         feed_forward_state: MixerState | None
         mixer_state, feed_forward_state = state or (None, None)
@@ -51,6 +63,15 @@ class Block(nn.Module):
             y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
         return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
 
+    def mix(self, x_BLD: Tensor) -> Tensor:
+        """The first half, over whole sequences from their start."""
+        return x_BLD + self.mixer(self.mixer_norm(x_BLD))[0]
+
+    def feed(self, x_BLD: Tensor) -> Tensor:
+        """The second half, likewise."""
+        y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
+        return x_BLD + (y_BLD[0] if self.mixes_twice else y_BLD)
+
 
 def _causal_map(mixer: nn.Module, in_place: bool) -> Callable[..., tuple[Tensor, MixerState]]:
     return cast(Callable[..., tuple[Tensor, MixerState]], mixer.step if in_place else mixer)
@@ -63,6 +84,8 @@ class StripedHyena2(nn.Module):
     the same call with other lengths. Weights are initialised from `seed`; build under `torch.device("meta")` to leave
     them to a checkpoint.
     """
+
+    recompute: Recompute = Recompute.NONE  # of `whole`, a choice of the machine's
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -135,6 +158,20 @@ class StripedHyena2(nn.Module):
                 module.kv_dtype = KVDtype(kv_dtype)
         return self
 
+    def use_recompute(self, recompute: str) -> Self:
+        """Choose how much of `whole` its backward makes again instead of keeping: a `Recompute`.
+
+        Raises:
+            Sh2Error: there is no such choice.
+        """
+        if recompute not in list(Recompute):
+            raise Sh2Error(f"unknown recompute `{recompute}`").hint(f"use {', '.join(Recompute)}")
+        self.recompute = Recompute(recompute)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute = self.recompute
+        return self
+
     def forward(
         self, ids_BL: Tensor, state: ModelState | None = None, *, document_starts_BL: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
@@ -143,7 +180,8 @@ class StripedHyena2(nn.Module):
         Args:
             ids_BL: token ids, any integer dtype, L at least 1.
             state: what the last call on these rows returned; None starts sequences.
-            document_starts_BL: bool, True where a new document begins: nothing before it is seen from there on.
+            document_starts_BL: bool, True where a new document begins: nothing before it is seen from there on. Their
+                places decide what is run: a tensor on the host spares waiting for a GPU.
 
         Returns:
             logits_BLV in the model's dtype, and the state that continues the sequences.
@@ -166,11 +204,16 @@ class StripedHyena2(nn.Module):
         outputs: list[Tensor] = []
         for start, stop in zip(sorted({0, *borders}), [*sorted({*borders} - {0}), ids_BL.shape[1]], strict=True):
             if state is not None:
-                state = reset(state, document_starts_BL[:, start])
+                state = reset(state, document_starts_BL[:, start].to(ids_BL.device, non_blocking=True))
             x_BLD, state = self._piece(ids_BL[:, start:stop], state)
             outputs.append(x_BLD)
         assert state is not None
         return torch.cat(outputs, dim=1), state
+
+    def whole(self, ids_BL: Tensor) -> Tensor:
+        """Like `hidden` for sequences from their start, without a state to go on from: x_BLD, as training needs it."""
+        self._check(ids_BL, None)
+        return run_blocks(self.blocks, self._embed(ids_BL), self.recompute)
 
     @torch.no_grad()
     def step(self, ids_B: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -208,12 +251,18 @@ class StripedHyena2(nn.Module):
             raise Sh2Error(f"the state belongs to {rows} sequences, the token ids to {ids_BL.shape[0]}")
 
     def _piece(self, ids_BL: Tensor, state: ModelState | None, *, in_place: bool = False) -> tuple[Tensor, ModelState]:
-        x_BLD = self.embedding(ids_BL.long())
+        x_BLD = self._embed(ids_BL)
         new_state: list[BlockState] = []
         for layer, block in enumerate(self.blocks):
             x_BLD, block_state = block(x_BLD, None if state is None else state[layer], in_place=in_place)
             new_state.append(block_state)
         return x_BLD, tuple(new_state)
+
+    def _embed(self, ids_BL: Tensor) -> Tensor:
+        x_BLD = self.embedding(ids_BL.long())
+        # under autocast the stream is as narrow as what is added to it: half the memory, and half of a norm's traffic
+        device = x_BLD.device.type
+        return x_BLD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x_BLD
 
     def logits(self, x_BLD: Tensor) -> Tensor:
         """The last norm and the unembedding: logits_BLV of hidden states x_BLD."""

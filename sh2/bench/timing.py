@@ -113,10 +113,19 @@ class Stopwatch:
 def measure_ceilings(device: str, stopwatch: Stopwatch, dtype: torch.dtype = torch.bfloat16) -> Ceilings:
     """Time a copy of a tensor far larger than the caches, and a large matrix product, of random numbers."""
     gpu = torch.device(device).type == "cuda"
-    size, side = (_GPU_COPY_BYTES, _GPU_MATMUL) if gpu else (_CPU_COPY_BYTES, _CPU_MATMUL)
+    size = _GPU_COPY_BYTES if gpu else _CPU_COPY_BYTES
     source = torch.randn(size // 2, dtype=torch.bfloat16, device=device)
-    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     target = torch.empty_like(source)
     copy = stopwatch.time(lambda: lambda: target.copy_(source))
+    return Ceilings(
+        copy_bytes_per_second=2 * size / copy.seconds,
+        matmul_flops_per_second=matmul_flops_per_second(device, stopwatch, dtype),
+    )
+
+
+def matmul_flops_per_second(device: str, stopwatch: Stopwatch, dtype: torch.dtype) -> float:
+    """Time a large matrix product of random numbers."""
+    side = _GPU_MATMUL if torch.device(device).type == "cuda" else _CPU_MATMUL
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     matmul = stopwatch.time(lambda: lambda: left @ right)
-    return Ceilings(copy_bytes_per_second=2 * size / copy.seconds, matmul_flops_per_second=2 * side**3 / matmul.seconds)
+    return 2 * side**3 / matmul.seconds

@@ -1,7 +1,8 @@
 """Compiling a model for training. Knows nothing of data or of how a step is made.
 
-Block by block, not the model as a whole: blocks of a kind share a graph, so that 32 layers start as fast as 4, and what
-training wraps around a block stays outside of the graphs. Parameters keep their names; nothing that is saved changes.
+By halves of blocks, not the model as a whole: halves of a kind share a graph, so that 32 layers start as fast as 4, and
+what training wraps around a block or a half, to share its weights or to run it again, stays outside of the graphs.
+Parameters keep their names; nothing that is saved changes.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,9 @@ _MOST_GRAPHS = 64
 
 
 def compile_blocks(model: StripedHyena2) -> None:
-    """Let every block, and the last norm, run as one graph without breaks, made when it first meets a size.
+    """Let both halves of a block, and the last norm, be graphs without breaks, made when they first meet a size.
+
+    They are the halves of whole sequences; what carries a state is left as it is.
 
     Raises:
         Sh2Error: torch.compile does not work on this machine, for the model's device.
@@ -32,8 +35,11 @@ def compile_blocks(model: StripedHyena2) -> None:
         cause = error.inner_exception if isinstance(error, torch._dynamo.exc.BackendCompilerFailed) else error
         reason = str(cause).strip().split("\n")[0]
         raise Sh2Error(f"torch.compile does not work here: {reason}").hint("train with `--no-compile`") from None
-    for module in (*model.blocks, model.norm):
-        module.compile(fullgraph=True, dynamic=False, backend=BACKEND)
+    model.norm.compile(fullgraph=True, dynamic=False, backend=BACKEND)
+    for block in model.blocks:
+        for half in ("mix", "feed"):
+            compiled = torch.compile(getattr(block, half), fullgraph=True, dynamic=False, backend=BACKEND)
+            vars(block)[half] = compiled  # over the class's method
 
 
 def compiled_loss_sums(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self, get_type_hints
 
+from sh2.ablations import ablate
 from sh2.config import LINEAR_LAYERS, Lora, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import preset
@@ -153,7 +154,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and TOML; `from_dict` reads them back."""
         plain = {name: list(value) for name, value in asdict(self).items() if isinstance(value, tuple)}
-        return {**asdict(self), **plain, "precision": self.precision.value}
+        return {**asdict(self), **plain, "precision": self.precision.value, "recompute": self.recompute.value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -174,20 +175,21 @@ class TrainConfig:
 
 
 def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
-    """Read a [model] table: a `preset`, any fields of `ModelConfig`, or a preset with some fields replaced.
+    """Read a [model] table: a `preset`, one of its `ablation`s, any fields of `ModelConfig`, or a mixture of these.
 
     Raises:
-        Sh2Error: unknown preset or field, a missing field, or a value that is not allowed.
+        Sh2Error: unknown preset, ablation or field, a missing field, or a value that is not allowed.
     """
     values = dict(table)
-    name = values.pop("preset", None)
+    name, ablation = values.pop("preset", None), values.pop("ablation", None)
     known = get_type_hints(ModelConfig)
     for key, value in values.items():
         check_known(key, known, table="model")
         values[key] = read_value("model", key, known[key], value)
     base = {} if name is None else preset(_text("model field `preset`", name)).to_dict()
     # what was trained with FP8 elsewhere is trained without it here
-    return ModelConfig.from_dict({**base, "fp8_input_projections": False, **values})
+    config = ModelConfig.from_dict({**base, "fp8_input_projections": False, **values})
+    return config if ablation is None else ablate(config, _text("model field `ablation`", ablation))
 
 
 def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:

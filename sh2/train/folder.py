@@ -19,10 +19,15 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"  # deterministic
         self.speed = path / "speed.jsonl"  # whatever the clock decides
+        self.filters = path / "filters.jsonl"  # statistics of the filters, where they are asked for
         self.model = path / "model"
         self.best = path / "best"
         self.plot = path / "loss.png"
         self.tensorboard = path / "tensorboard"
+
+    def profile(self, step: int) -> Path:
+        """The trace of a step."""
+        return self.path / f"profile_step_{step}.json.gz"
 
     def has_run(self) -> bool:
         """Whether a run has begun here."""

@@ -7,7 +7,7 @@ the machine: a run that was killed at any moment and resumed from its last check
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sh2.accounting import forward_flops
 from sh2.checkpoint import save_model
 from sh2.checkpoint.folder import evo_version
 from sh2.errors import Sh2Error
@@ -23,13 +24,17 @@ from sh2.train.checkpoints import Best, Checkpoints, Progress, remove_leftovers
 from sh2.train.clock import Clock
 from sh2.train.compilation import compile_blocks, many_graphs
 from sh2.train.config import ROUNDING, TrainConfig, check_unchanged
+from sh2.train.filters import filter_statistics
 from sh2.train.folder import RunFolder
+from sh2.train.loader import Loader, WindowSource
 from sh2.train.loss import NATS_TO_BITS
+from sh2.train.noise import NoiseScale
 from sh2.train.optimizer import build_optimizer
+from sh2.train.profiling import profiled
 from sh2.train.records import JsonLines, SpeedRecord, StepRecord, keep_steps
 from sh2.train.schedule import learning_rate
+from sh2.train.update import update
 from sh2.train.validation import Validation, validate
-from sh2.train.windows import WindowSource, micro_batch_sums
 
 
 class Observer(Protocol):
@@ -58,7 +63,8 @@ class _Measured:
 
     step: int
     lr: float
-    numbers: Tensor  # float64 [4]: loss, nats over bases, bases, gradient norm
+    numbers: Tensor  # as `update` returns them
+    weights: tuple[float, float]  # of the targets of the first forward pass, and of all
 
 
 class Trainer:
@@ -86,7 +92,7 @@ class Trainer:
             raise Sh2Error(f"the training data holds no window of {config.length + 1} tokens").hint(
                 "lower `--length`, or give longer sequences"
             )
-        self._model = model.use_backend(config.backend)
+        self._model = model.use_backend(config.backend).use_recompute(config.recompute)
         if config.compile:
             compile_blocks(model)
         self._config = config
@@ -104,7 +110,9 @@ class Trainer:
         self._saved_step = 0
         self._best: Best | None = None
         self._measured: list[_Measured] = []
-        self._clock = Clock(self._device, tokens_per_step=config.windows_per_step * config.length)
+        flops = 3 * config.windows_per_step * sum(forward_flops(model.config, config.length).values())
+        self._clock = Clock(self._device, config, flops_per_step=flops)
+        self._noise = NoiseScale()
 
     def restore(self) -> int:
         """Go back to the newest complete checkpoint and return its step; 0, with nothing changed, if there is none.
@@ -130,12 +138,12 @@ class Trainer:
             Sh2Error: the loss or the gradient is not finite; nothing is saved after the last good checkpoint.
         """
         graphs = many_graphs() if self._config.compile else nullcontext()
-        with _reproducible(self._config), graphs, self._writing():
+        with _reproducible(self._config), graphs, self._writing(), self._loader() as loader:
             self._clock.begin(self._step)
             while self._step < self._config.steps and not should_stop():
                 self._step += 1
-                with self._clock.work():
-                    self._measured.append(self._update())
+                with self._clock.work(), self._profiled():
+                    self._measured.append(self._update(loader))
                 self._after_update()
             self._write(self._fetch())
             if self._saved_step < self._step:
@@ -143,26 +151,18 @@ class Trainer:
         save_model(self._model, self._folder.model)
         return Outcome.FINISHED if self._step == self._config.steps else Outcome.STOPPED
 
-    def _update(self) -> _Measured:
-        config, model, optimizer = self._config, self._model, self._optimizer
+    def _loader(self) -> Loader:
+        windows = self._config.windows_per_step
+        wanted = ((step * windows, windows) for step in range(self._step, self._config.steps))
+        return Loader(self._train, wanted, pinned=self._device.type == "cuda")
+
+    def _update(self, loader: Loader) -> _Measured:
         with self._clock.data():
-            batch = self._train.batch((self._step - 1) * config.windows_per_step, config.windows_per_step)
-        weight = float(batch.weights.sum(dtype="float64"))
-        scale = 1 / weight if weight else 0.0
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        for first in range(0, config.windows_per_step, config.batch_size):
-            rows = slice(first, first + config.batch_size)
-            micro = micro_batch_sums(model, batch, rows, config, self._device)
-            loss = micro.weighted_nats * scale
-            loss.backward()
-            sums += torch.stack([loss.detach().double(), micro.base_nats.double(), micro.bases.double()])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-        lr = learning_rate(self._step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return _Measured(self._step, lr, torch.cat([sums, norm.double()[None]]))
+            batch = loader.next()
+        lr = learning_rate(self._step, self._config)
+        numbers = update(self._model, self._optimizer, batch, self._config, lr=lr)
+        first = float(batch.weights[: self._config.batch_size].sum(dtype=torch.float64))
+        return _Measured(self._step, lr, numbers, (first, batch.weight))
 
     def _after_update(self) -> None:
         config, step = self._config, self._step
@@ -180,8 +180,11 @@ class Trainer:
                 )
             self._write(records)
         if log and (speed := self._clock.report(step)):
+            speed = replace(speed, noise_scale=self._noise.take())
             self._speed.append([json.dumps(asdict(speed))])
             self._observer.speed(speed)
+        if self._filters and _due(step, config.filter_statistics):
+            self._filters.append([json.dumps({"step": step, "filters": filter_statistics(self._model)})])
         if save:
             self._save_checkpoint()
 
@@ -189,10 +192,12 @@ class Trainer:
         """Read the numbers of the steps since the last time; those before a step that diverged are written."""
         records: list[StepRecord] = []
         for measured in self._measured:
-            loss, base_nats, bases, norm = measured.numbers.tolist()
+            loss, base_nats, bases, norm, first_norm = measured.numbers.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._write(records)
                 raise self._diverged(measured.step, f"loss {loss}, gradient norm {norm}")
+            first_weight, weight = measured.weights
+            self._noise.add(first_norm=first_norm, norm=norm, first_weight=first_weight, weight=weight)
             records.append(
                 StepRecord(
                     step=measured.step,
@@ -264,12 +269,22 @@ class Trainer:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        self._metrics, self._speed = JsonLines(self._folder.metrics), JsonLines(self._folder.speed)
-        try:
+        with ExitStack() as files:
+            folder = self._folder
+            paths = folder.metrics, folder.speed, *([folder.filters] if self._config.filter_statistics else [])
+            self._metrics, self._speed, *others = (files.enter_context(closing(JsonLines(path))) for path in paths)
+            self._filters = others[0] if others else None
             yield
-        finally:
-            self._metrics.close()
-            self._speed.close()
+
+    @contextmanager
+    def _profiled(self) -> Iterator[None]:
+        if self._step != self._config.profile:
+            yield
+            return
+        path = self._folder.profile(self._step)
+        with profiled(path, self._device):
+            yield
+        self._observer.note(f"the trace of step {self._step} is {path}: open it at https://ui.perfetto.dev")
 
 
 def _due(step: int, every: int) -> bool:

@@ -40,6 +40,9 @@ class SpeedRecord:
     step_seconds: float
     data_seconds: float  # of a step, spent waiting for windows
     peak_memory_bytes: int  # of the device; of the process where the device is the CPU
+    tflops: float | None = None  # arithmetic of the model a second, of a forward and its backward, nothing made again
+    mfu: float | None = None  # that over `peak_tflops`, or over what a large matrix product does here
+    noise_scale: float | None = None  # targets of an update beyond which more of them help little; see `NoiseScale`
 
 
 class JsonLines:

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
 from sh2.train.config import TrainConfig
+from sh2.train.loader import Loader, WindowSource
 from sh2.train.loss import NATS_TO_BITS
-from sh2.train.windows import WindowSource, micro_batch_sums
+from sh2.train.windows import micro_batch_sums
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,21 +21,24 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, source: WindowSource, config: TrainConfig, device: torch.device) -> Validation:
+def validate(model: StripedHyena2, source: WindowSource, config: TrainConfig, device: torch.device) -> Validation:
     """Score the first `config.valid_windows` windows of the source, or a whole epoch of it if that is shorter.
 
     Raises:
         Sh2Error: the windows hold no base to predict.
     """
     count = min(config.valid_windows, len(source))
-    nats = base_nats = weight = bases = 0.0
-    for first in range(0, count, config.batch_size):
-        batch = source.batch(first, min(config.batch_size, count - first))
-        sums = micro_batch_sums(model, batch, slice(None), config, device)
-        nats += sums.weighted_nats.item()
-        base_nats += sums.base_nats.item()
-        bases += sums.bases.item()
-        weight += float(batch.weights.sum(dtype="float64"))
+    parts = [(first, min(config.batch_size, count - first)) for first in range(0, count, config.batch_size)]
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    weight = 0.0
+    with Loader(source, parts, pinned=device.type == "cuda") as loader:
+        for _ in parts:
+            batch = loader.next()
+            weight += batch.weight
+            totals += torch.stack(
+                [part.double() for part in micro_batch_sums(model, batch, slice(None), config, device)]
+            )
+    nats, base_nats, bases = totals.tolist()
     if not bases:
         raise Sh2Error(f"the {count} validation windows hold no base to predict").hint(
             "raise `valid_windows`, or set it to 0 to train without validation"

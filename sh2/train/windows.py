@@ -1,57 +1,52 @@
-"""What training asks of its data, and one forward pass over it. Knows nothing of where windows come from.
+"""One forward pass over windows, up to what they add to the loss. Knows nothing of where windows come from."""
 
-Shapes: B batch, L length.
-"""
+# B batch, L length, D width
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from sh2.model import StripedHyena2
 from sh2.train.compilation import compiled_loss_sums
 from sh2.train.config import Precision, TrainConfig
+from sh2.train.loader import HostBatch
 from sh2.train.loss import LossSums, loss_sums
 
-
-class WindowBatch(Protocol):
-    """Some windows: token t + 1 is predicted from tokens 0 to t."""
-
-    @property
-    def tokens(self) -> npt.NDArray[np.uint8]:
-        """[B, L + 1] token ids."""
-
-    @property
-    def weights(self) -> npt.NDArray[np.float32]:
-        """[B, L] weight in the loss of predicting tokens[:, 1:]."""
-
-    @property
-    def document_starts(self) -> npt.NDArray[np.bool_]:
-        """[B, L + 1] True where a token is the first of its document."""
-
-
-class WindowSource(Protocol):
-    """An endless, numbered stream of windows; any part of it can be asked for, at any time, with the same answer."""
-
-    def __len__(self) -> int:
-        """Windows in one epoch."""
-
-    def batch(self, first: int, count: int) -> WindowBatch:
-        """Return windows `first` to `first + count - 1`."""
+PIECE = 16_384  # tokens whose logits are there at once; those of more are made again in the backward pass
 
 
 def micro_batch_sums(
-    model: nn.Module, batch: WindowBatch, rows: slice, config: TrainConfig, device: torch.device
+    model: StripedHyena2, batch: HostBatch, rows: slice, config: TrainConfig, device: torch.device
 ) -> LossSums:
     """Run the model over some windows of a batch and return their sums, with gradients where they are enabled."""
-    tokens_BL = _to_device(batch.tokens[rows], device).long()
-    starts_BL = _to_device(batch.document_starts[rows, :-1], device) if config.reset_documents else None
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision is Precision.BF16):
-        logits_BLV, _ = model(tokens_BL[:, :-1], document_starts_BL=starts_BL)
+    tokens_BL, weights_BL = (whole[rows].to(device, non_blocking=True) for whole in (batch.tokens, batch.weights))
+    ids_BL = tokens_BL.long()
     sums = compiled_loss_sums if config.compile else loss_sums
-    return sums(logits_BLV, tokens_BL[:, 1:], _to_device(batch.weights[rows], device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision is Precision.BF16):
+        if config.reset_documents:
+            x_BLD, _ = model.hidden(ids_BL[:, :-1], document_starts_BL=batch.document_starts[rows, :-1])
+        else:
+            x_BLD = model.whole(ids_BL[:, :-1])
+        return _in_pieces(partial(_sums, model, sums), x_BLD, ids_BL[:, 1:], weights_BL)
 
 
-def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+Sums = Callable[[Tensor, Tensor, Tensor], LossSums]
+
+
+def _sums(model: StripedHyena2, sums: Sums, x_BLD: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:
+    return sums(model.logits(x_BLD), targets_BL, weights_BL)
+
+
+def _in_pieces(sums: Sums, x_BLD: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:
+    """Sum over pieces of the sequences: logits in float32 are larger than what they are made of."""
+    step = max(1, PIECE // x_BLD.shape[0])
+    if x_BLD.shape[1] <= step:
+        return sums(x_BLD, targets_BL, weights_BL)
+    parts: list[LossSums] = [
+        checkpoint(sums, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in zip(*(whole.split(step, dim=1) for whole in (x_BLD, targets_BL, weights_BL)), strict=True)
+    ]
+    return LossSums(*(torch.stack(values).sum(dim=0) for values in zip(*parts, strict=True)))
