@@ -337,9 +337,9 @@ def test_documents_are_reset_when_asked(tmp_path):
     seen = {}
 
     class Spy(StripedHyena2):
-        def forward(self, ids_BL, state=None, *, document_starts_BL=None):
+        def hidden(self, ids_BL, state=None, *, document_starts_BL=None):
             seen["starts"] = document_starts_BL
-            return super().forward(ids_BL, state, document_starts_BL=document_starts_BL)
+            return super().hidden(ids_BL, state, document_starts_BL=document_starts_BL)
 
     trainer(tmp_path, train=Everywhere(), model=Spy(TINY), steps=1, valid_windows=0, reset_documents=True).run()
 
