@@ -2,30 +2,34 @@
 
 A family is a reference and its branches. The reference is read up to a cut, a little before one or several branches
 leave it, and its state there is continued by a row for each of them, and by a row for the reference itself: in one
-batch, so that both sides of a difference are rounded alike, and far from where they differ to the same bits.
+call, so that both sides of a difference are rounded alike, and far from where they differ to the same bits.
 
-Knows nothing of variants, strands or files.
+Families are read side by side, from cut to cut of any of them, and share the calls there. Sums are taken on the device
+and fetched a batch later, so that a GPU never waits for this process. Knows nothing of variants, strands or files.
 """
 
-# F families, R rows, L length, V vocabulary
+# F families, R rows, L length, N branches, V vocabulary
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from sh2.chunks import chunks
+from sh2.chunks import OutOfMemoryError, chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.scoring import log_probs_of
 from sh2.state import ModelState, repeat, select
-from sh2.tokens import EOD, as_ids, to_batch
+from sh2.tokens import EOD, as_ids, to_device
 
 _LEAST_SHARED = 64  # tokens: reading less than this apart would cost more than it saves
+_SEEN = 4  # tokens that the rows of a call keep in memory, for one that is run at once
+_LEAST_SEEN = 1024  # tokens that a row counts for in memory, at least: filters have states, too
 
 Ids = NDArray[np.integer]
 
@@ -87,193 +91,211 @@ def score_families(
     chunk: int = 8192,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[BranchScore]]:
-    """Score every branch of every family.
-
-    Families whose branches leave at the same places share a batch. No score depends on its batch mates.
+    """Score every branch of every family. No score depends on its batch mates.
 
     Args:
         reuse: read what branches share with their reference once; otherwise every row is read whole.
-        spacing: branches that leave within so many tokens continue one state, and read the tokens between it and their
-            start anew. 1 keeps a state for every start.
-        max_tokens: tokens of one batch and chunk, at most.
+        spacing: branches that leave in the same stretch of so many tokens continue one state, that where the stretch
+            begins, and read the tokens up to their start anew. 1 keeps a state for every start.
+        max_tokens: tokens that are run at once, at most; what has been run of them and must be kept is a few times
+            as much.
+        chunk: tokens of one row that are run at once, at most.
         progress: called with the number of branches that were scored.
 
     Returns:
         For each family, the scores of its branches in their order.
 
     Raises:
-        Sh2Error: an id is outside the vocabulary, or a batch does not fit into memory.
+        Sh2Error: an id is outside the vocabulary, or not even two rows fit into memory.
     """
     for name, value in (("spacing", spacing), ("max_tokens", max_tokens), ("chunk", chunk)):
         if value < 1:
             raise Sh2Error(f"{name} must be at least 1, not {value}")
-    plans = [_Plan(number, family, model, reuse, spacing) for number, family in enumerate(families)]
-    for batch in _batches(plans, max_tokens, chunk):
-        _Reader(model, batch, max_tokens, chunk, progress).read()
+    plans = [_Plan(family, model.config.vocab_size, spacing if reuse else None) for family in families]
+    before: _Reader | None = None
+    for batch in _batches(plans, max_tokens):
+        reader = _Reader(model, batch, max_tokens, chunk)
+        reader.read()
+        if before is not None:
+            progress(before.fetch())
+        before = reader
+    if before is not None:
+        progress(before.fetch())
     return [plan.scores() for plan in plans]
 
 
 class _Plan:
-    """A family: its tokens, the cuts at which rows leave its reference, the length of the longest of them, and the
-    scores as they come."""
+    """A family: its tokens, the cuts at which branches leave its reference, and the scores as they come."""
 
-    def __init__(self, number: int, family: Family, model: StripedHyena2, reuse: bool, spacing: int) -> None:
-        V = model.config.vocab_size
-        self.number = number
+    def __init__(self, family: Family, vocab_size: int, spacing: int | None) -> None:
         self.branches = family.branches
-        self.reference = as_ids(family.reference, V)
-        self.ids = [as_ids(branch.ids, V) for branch in family.branches]
-        self.at: dict[int, list[int]] = {}  # the branches of each cut, cuts ascending
-        cut = None
-        for branch in sorted(range(len(self.branches)), key=lambda branch: self.branches[branch].start):
-            start = self.branches[branch].start
-            if cut is None or start >= cut + spacing:
-                cut = start if reuse and start >= _LEAST_SHARED else 0
-            self.at.setdefault(cut, []).append(branch)
-        self.longest = max(
-            (
-                max(self.branches[branch].start + len(self.ids[branch]), self.branches[branch].end) - cut
-                for cut, branches in self.at.items()
-                for branch in branches
-            ),
-            default=0,
-        )
+        self.reference = as_ids(family.reference, vocab_size)
+        self.ids = [as_ids(branch.ids, vocab_size) for branch in family.branches]
+        self.at: dict[int, list[int]] = {}  # the branches of each cut
+        for branch, place in enumerate(family.branches):
+            cut = 0 if spacing is None else place.start - place.start % spacing
+            self.at.setdefault(cut if cut >= _LEAST_SHARED else 0, []).append(branch)
+        self.last = max(self.at, default=0)
         self._scores: dict[int, BranchScore] = {}
 
     def row(self, branch: int, cut: int) -> NDArray[np.int64]:
         """What follows the cut in a branch."""
         return np.concatenate([self.reference[cut : self.branches[branch].start], self.ids[branch]])
 
-    def keep(self, branch: int, cut: int, trunk: float, sums: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
-        """Take in the running sums of log-probabilities of the reference's row and of the branch's, from the cut on."""
-        start, end, length = self.branches[branch].start, self.branches[branch].end, len(self.ids[branch])
-        reference, own = sums
-        first = start - cut
-        delta = (own[first + length] - own[first]) - (reference[end - cut] - reference[first])
-        whole = trunk + float(reference[end - cut])
+    def length(self, branch: int, cut: int) -> int:
+        """Tokens that follow the cut in a branch or in what it is compared with, whichever are more."""
+        place = self.branches[branch]
+        return max(place.start + len(self.ids[branch]), place.end) - cut
+
+    def keep(self, branch: int, reference: float, delta: float) -> None:
+        """Take in the log-likelihood of the reference, and how much more that of the branch is."""
+        place = self.branches[branch]
         self._scores[branch] = BranchScore(
-            reference=whole,
-            branch=whole + float(delta),
-            delta=float(delta),
-            num_reference=max(0, end - 1),
-            num_branch=max(0, start + length - 1),
+            reference=reference,
+            branch=reference + delta,
+            delta=delta,
+            num_reference=max(0, place.end - 1),
+            num_branch=max(0, place.start + len(self.ids[branch]) - 1),
         )
 
     def scores(self) -> list[BranchScore]:
         return [self._scores[branch] for branch in range(len(self.branches))]
 
 
-def _batches(plans: Sequence[_Plan], max_tokens: int, chunk: int) -> Iterator[list[_Plan]]:
-    """Families with the same cuts, together as long as their rows stay within the budget."""
+def _batches(plans: Sequence[_Plan], max_tokens: int) -> Iterator[list[_Plan]]:
+    """Families that are read side by side, as many as the budget lets be read at once; those that end last first."""
+    batch: list[_Plan] = []
+    for plan in sorted((plan for plan in plans if plan.at), key=lambda plan: (plan.last, *plan.at)):
+        if batch and (len(batch) + 1) * max(plan.last, _LEAST_SEEN) > max_tokens:
+            yield batch[::-1]
+            batch = []
+        batch.append(plan)
+    if batch:
+        yield batch[::-1]
 
-    def cuts(plan: _Plan) -> tuple[int, ...]:
-        return tuple(plan.at)
 
-    for _, group in groupby(sorted((plan for plan in plans if plan.at), key=cuts), key=cuts):
-        batch: list[_Plan] = []
-        spent = 0
-        for plan in group:
-            rows = 1 + max(map(len, plan.at.values()))
-            cost = rows * min(chunk, max(plan.longest, *plan.at))
-            if batch and spent + cost > max_tokens:
-                yield batch
-                batch, spent = [], 0
-            batch.append(plan)
-            spent += cost
-        yield batch
+# the branches of a call by their family, which is a row of the trunk
+_Call = dict[int, list[int]]
 
 
 class _Reader:
-    """Reads the references of a batch from cut to cut, and at each cut the rows that leave there."""
+    """Reads the references of a batch from cut to cut (the trunk), and at each cut the rows that leave there."""
 
-    def __init__(
-        self,
-        model: StripedHyena2,
-        plans: Sequence[_Plan],
-        max_tokens: int,
-        chunk: int,
-        progress: Callable[[int], None],
-    ) -> None:
-        self.model, self.plans, self.max_tokens, self.chunk, self.progress = model, plans, max_tokens, chunk, progress
+    def __init__(self, model: StripedHyena2, plans: Sequence[_Plan], max_tokens: int, chunk: int) -> None:
+        self.model, self.plans, self.max_tokens, self.chunk = model, plans, max_tokens, chunk
         self.device = model.embedding.weight.device
+        self._found: list[Tensor] = []  # [N, 2] of each call: log-likelihood of the reference, and delta
+        self._whose: list[tuple[_Plan, int]] = []  # of all these rows, in order
 
     def read(self) -> None:
-        """Score all branches of the batch."""
-        cuts = list(self.plans[0].at)
-        ids_FL = to_batch([plan.reference[: cuts[-1]] for plan in self.plans], self.device)
-        trunk_F = np.zeros(len(self.plans))
-        state: ModelState | None = None
-        last_FV: Tensor | None = None
+        """Run the model over all of the batch."""
+        longest = self.plans[0].last
+        ids_FL = to_device(_stack([plan.reference[:longest] for plan in self.plans], longest), self.device)
+        trunk = _Trunk(torch.zeros(len(self.plans), dtype=torch.float64, device=self.device))
         done = 0
-        for cut in cuts:
+        for cut in sorted(set(chain.from_iterable(plan.at for plan in self.plans))):
+            going_on = sum(plan.last >= cut for plan in self.plans)
             if cut > done:
-                log_probs_FL, last_FV, state = self._follow(ids_FL[:, done:cut], state, last_FV)
-                trunk_F += log_probs_FL.sum(axis=1, dtype=np.float64)
+                trunk = trunk.first(going_on)
+                log_probs_FL, last_FV, state = self._follow(ids_FL[:going_on, done:cut], trunk.state, trunk.last_FV)
+                trunk = _Trunk(trunk.sums_F + log_probs_FL.sum(dim=1, dtype=torch.float64), last_FV, state)
                 done = cut
-            for jobs in self._calls(cut):
-                self._leave(cut, jobs, trunk_F, state, last_FV)
+            for call in self._calls(cut):
+                self._leave(cut, call, trunk)
 
-    def _calls(self, cut: int) -> Iterator[list[tuple[int, list[int]]]]:
-        """The families and branches of each call at a cut; where a family's are too many, some in each."""
-        call: list[tuple[int, list[int]]] = []
-        spent = 0
-        for family, plan in enumerate(self.plans):
-            width = min(self.chunk, plan.longest)
-            most = max(1, self.max_tokens // width - 1)
-            branches = plan.at[cut]
-            for first in range(0, len(branches), most):
-                part = branches[first : first + most]
-                cost = width * (1 + len(part))
-                if call and spent + cost > self.max_tokens:
+    def fetch(self) -> int:
+        """Wait for the scores, and give them to their families; how many there are."""
+        found_N2 = torch.cat(self._found).cpu().numpy()
+        for (plan, branch), (reference, delta) in zip(self._whose, found_N2.tolist(), strict=True):
+            plan.keep(branch, reference, delta)
+        return len(self._whose)
+
+    def _calls(self, cut: int) -> Iterator[_Call]:
+        """The branches that leave at a cut, in calls: of rows of about one length, and of any number of families."""
+        branches = sorted(
+            (-plan.length(branch, cut), family, branch)
+            for family, plan in enumerate(self.plans)
+            for branch in plan.at.get(cut, ())
+        )
+        while branches:
+            longest = -branches[0][0]
+            alike = [(family, branch) for length, family, branch in branches if -2 * length > longest]
+            # those without a token are compared with nothing, and are as good in any call
+            alike = alike or [(family, branch) for _, family, branch in branches]
+            branches = branches[len(alike) :]
+            yield from self._share(alike, max(2, _SEEN * self.max_tokens // max(_LEAST_SEEN, cut + longest)))
+
+    def _share(self, branches: Sequence[tuple[int, int]], most: int) -> Iterator[_Call]:
+        """Calls of `most` rows: with every family's branches its reference. One that is too large is cut evenly."""
+        families: _Call = {}
+        for family, branch in branches:
+            families.setdefault(family, []).append(branch)
+        call: _Call = {}
+        rows = 0
+        for family, own in families.items():
+            for part in np.array_split(own, -(-len(own) // (most - 1))):
+                if rows + 1 + len(part) > most:
                     yield call
-                    call, spent = [], 0
-                call.append((family, part))
-                spent += cost
+                    call, rows = {}, 0
+                call[family] = part.tolist()
+                rows += 1 + len(part)
         yield call
 
-    def _leave(
-        self,
-        cut: int,
-        jobs: Sequence[tuple[int, list[int]]],
-        trunk_F: NDArray[np.float64],
-        state: ModelState | None,
-        last_FV: Tensor | None,
-    ) -> None:
-        """Read the rows that leave at a cut: of each family its reference's, then its branches'."""
+    def _leave(self, cut: int, call: _Call, trunk: "_Trunk") -> None:
+        """Read the rows of a call; in halves, if they do not fit into memory together."""
+        try:
+            found_N2 = self._rows(cut, call, trunk)
+        except (torch.OutOfMemoryError, OutOfMemoryError):
+            if sum(map(len, call.values())) < 2:
+                raise
+            found_N2 = None
+        if found_N2 is not None:
+            self._found.append(found_N2)
+            self._whose += [(self.plans[family], branch) for family, own in call.items() for branch in own]
+            return
+        # not within the handler: there the error still holds what was allocated
+        branches = [(family, branch) for family, own in call.items() for branch in own]
+        for half in (branches[: len(branches) // 2], branches[len(branches) // 2 :]):
+            for part in self._share(half, 1 + len(branches)):
+                self._leave(cut, part, trunk)
+
+    def _rows(self, cut: int, call: _Call, trunk: "_Trunk") -> Tensor:
+        """Read of each family its reference, then its branches; what they sum up to [N, 2], float64."""
         rows: list[NDArray[np.int64]] = []
         families: list[int] = []
-        for family, branches in jobs:
-            plan = self.plans[family]
-            end = max(plan.branches[branch].end for branch in branches)
-            rows += [plan.reference[cut:end], *(plan.row(branch, cut) for branch in branches)]
+        places: list[tuple[int, int, int, int, int]] = []  # family, rows of reference and branch, where each ends...
+        starts: list[int] = []  # ... and where they part
+        for family, branches in call.items():
+            plan, first = self.plans[family], len(rows)
+            rows.append(plan.reference[cut : max(plan.branches[branch].end for branch in branches)])
+            for branch in branches:
+                place = plan.branches[branch]
+                places.append((family, first, len(rows), place.end - cut, place.start - cut + len(plan.ids[branch])))
+                starts.append(place.start - cut)
+                rows.append(plan.row(branch, cut))
             families += [family] * (1 + len(branches))
-        length = max(1, *map(len, rows))
         # what follows a row's end is never looked at, and cannot change what comes before
-        padded = [np.pad(row, (0, length - len(row)), constant_values=EOD) for row in rows]
-        which_R = torch.tensor(families, device=self.device)
-        if state is not None:
-            state = repeat(state, len(rows)) if len(self.plans) == 1 else select(state, which_R)
-        log_probs_RL, _, _ = self._follow(
-            to_batch(padded, self.device), state, None if last_FV is None else last_FV[which_R]
-        )
-        sums_RL = np.pad(log_probs_RL.cumsum(axis=1, dtype=np.float64), ((0, 0), (1, 0)))
-        row = 0
-        for family, branches in jobs:
-            for place, branch in enumerate(branches, start=1):
-                self.plans[family].keep(branch, cut, float(trunk_F[family]), (sums_RL[row], sums_RL[row + place]))
-            row += 1 + len(branches)
-            self.progress(len(branches))
+        ids_RL = to_device(_stack(rows, max(1, *map(len, rows))), self.device)
+        leaving = trunk.leave(families, ids_RL.shape[1], self.device)
+        log_probs_RL, _, _ = self._follow(ids_RL, leaving.state, leaving.last_FV)
+        sums_RL = F.pad(log_probs_RL.cumsum(dim=1, dtype=torch.float64), (1, 0))
+        family_N, one_N, other_N, one_end_N, other_end_N = to_device(np.array(places).T.copy(), self.device)
+        start_N = to_device(np.array(starts), self.device)
+        one_sum_N, other_sum_N = sums_RL[one_N, one_end_N], sums_RL[other_N, other_end_N]
+        delta_N = (other_sum_N - sums_RL[other_N, start_N]) - (one_sum_N - sums_RL[one_N, start_N])
+        return torch.stack([trunk.sums_F[family_N] + one_sum_N, delta_N], dim=1)
 
     def _follow(
         self, ids_RL: Tensor, state: ModelState | None, last_RV: Tensor | None
-    ) -> tuple[NDArray[np.float32], Tensor | None, ModelState | None]:
+    ) -> tuple[Tensor, Tensor | None, ModelState | None]:
         """Read rows on; last_RV are the logits of their first token, which without any has a log-probability of 0.
 
         Returns:
             The log-probability of every token [R, L], the logits of what follows them, and the state after them.
         """
         parts: list[Tensor] = []
-        for start, x_RLD, after in chunks(self.model, ids_RL, most=self.chunk, state=state):
+        most = min(self.chunk, max(1, self.max_tokens // ids_RL.shape[0]))
+        for start, x_RLD, after in chunks(self.model, ids_RL, most=most, state=state):
             logits_RLV = self.model.logits(x_RLD)
             ids_RP = ids_RL[:, start : start + x_RLD.shape[1]]
             first_R1 = (
@@ -283,4 +305,37 @@ class _Reader:
             )
             parts += [first_R1, log_probs_of(logits_RLV[:, :-1], ids_RP[:, 1:])]
             last_RV, state = logits_RLV[:, -1], after
-        return torch.cat(parts, dim=1).cpu().numpy(), last_RV, state
+        return torch.cat(parts, dim=1), last_RV, state
+
+
+@dataclass(frozen=True, slots=True)
+class _Trunk:
+    """References so far: the sum of their log-probabilities, the logits of what follows, and their state."""
+
+    sums_F: Tensor  # float64
+    last_FV: Tensor | None = None
+    state: ModelState | None = None
+
+    def first(self, count: int) -> "_Trunk":
+        """Only the first rows."""
+        if count == len(self.sums_F) or self.state is None or self.last_FV is None:
+            return _Trunk(self.sums_F[:count], self.last_FV, self.state)
+        rows = torch.arange(count, device=self.sums_F.device)
+        return _Trunk(self.sums_F[:count], self.last_FV[:count], select(self.state, rows))
+
+    def leave(self, families: Sequence[int], length: int, device: torch.device) -> "_Trunk":
+        """A row for each of these, which so many tokens are to follow."""
+        which_R = to_device(np.array(families), device)
+        if self.state is None or self.last_FV is None:
+            return _Trunk(self.sums_F[which_R])
+        alone = len(self.sums_F) == 1
+        state = repeat(self.state, len(families), room=length) if alone else select(self.state, which_R, room=length)
+        return _Trunk(self.sums_F[which_R], self.last_FV[which_R], state)
+
+
+def _stack(rows: Sequence[NDArray[np.int64]], length: int) -> NDArray[np.int64]:
+    """Rows under each other, filled up behind."""
+    stacked = np.full((len(rows), length), EOD, dtype=np.int64)
+    for number, row in enumerate(rows):
+        stacked[number, : len(row)] = row
+    return stacked

@@ -20,6 +20,10 @@ _LEAST = 64  # tokens a row: where these do not fit, fewer will not help
 _TYPICAL = 4096  # tokens, over which what does not grow with them is spread
 
 
+class OutOfMemoryError(Sh2Error):
+    """So many sequences at once do not fit, however short the pieces."""
+
+
 def chunks(
     model: StripedHyena2, ids_BL: Tensor, *, most: int, state: ModelState | None = None
 ) -> Iterator[tuple[int, Tensor, ModelState]]:
@@ -37,10 +41,11 @@ def chunks(
         The first token's number, the last block's output x_BLD of the piece, and the state after it.
 
     Raises:
-        Sh2Error: not even a short piece fits into memory.
+        OutOfMemoryError: not even a short piece fits.
     """
     rows, length = ids_BL.shape
-    chunk = min(most, affordable(model, rows))
+    # the memory is not looked at for what it could not shorten: that takes as long as starting a short piece does
+    chunk = min(most, affordable(model, rows)) if length > _LEAST else most
     start = 0
     while start < length:
         piece_BL = ids_BL[:, start : start + chunk]
@@ -59,7 +64,7 @@ def chunks(
         # not within the handler: there the error still holds what the failed piece allocated
         chunk = piece_BL.shape[1] // 2
         if chunk < _LEAST:
-            raise Sh2Error(
+            raise OutOfMemoryError(
                 f"out of memory: {rows} sequences of {piece_BL.shape[1]} tokens at once do not fit after {start} tokens"
             ).hint("run fewer sequences at once, or a smaller model, or on a device with more memory")
         if ids_BL.device.type == "cuda":
@@ -71,7 +76,7 @@ def _with_room(state: ModelState, rows: int, tokens: int) -> ModelState:
     try:
         return expect(state, tokens) if tokens else state
     except torch.OutOfMemoryError:
-        raise Sh2Error(
+        raise OutOfMemoryError(
             f"out of memory: the keys and values of {rows} sequences do not fit, {tokens} tokens before their ends"
         ).hint("run fewer sequences at once, keep keys and values in FP8, or take a device with more memory") from None
 

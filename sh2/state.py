@@ -36,18 +36,23 @@ def map_state(state: ModelState, change: Callable[[MixerState], MixerState]) -> 
     )
 
 
-def select(state: ModelState, rows: Tensor) -> ModelState:
+def select(state: ModelState, rows: Tensor, *, room: int = 0) -> ModelState:
     """Pick rows by index, in that order; an index may come more than once.
 
     Args:
         rows: [B'] int64.
+        room: tokens that follow, if it is known how many: their keys and values then find room behind those there are.
     """
-    return map_state(state, lambda part: _select(part, rows.to(part[0].device)))
+    return map_state(state, lambda part: _make_room(_select(part, rows.to(part[0].device)), room))
 
 
-def repeat(state: ModelState, count: int) -> ModelState:
-    """The one row of a state, so many times, without a copy: to be continued by `forward`, never by `step`."""
-    return map_state(state, lambda part: _repeat(part, count))
+def repeat(state: ModelState, count: int, *, room: int = 0) -> ModelState:
+    """The one row of a state, so many times, without a copy: to be continued by `forward`, never by `step`.
+
+    Args:
+        room: as in `select`; making it is a copy.
+    """
+    return map_state(state, lambda part: _make_room(_repeat(part, count), room))
 
 
 def reset(state: ModelState, rows: Tensor) -> ModelState:
@@ -88,6 +93,13 @@ def _repeat(part: MixerState, count: int) -> MixerState:
         return tensor.expand(count, *tensor.shape[1:])
 
     return type(part)(*(rows(tensor) if isinstance(tensor, Tensor) else None for tensor in part))  # type: ignore[arg-type]
+
+
+def _make_room(part: MixerState, tokens: int) -> MixerState:
+    if not tokens or not isinstance(part, AttentionState):
+        return part
+    (keys, values, *units), cache = reserve(part.entries, part.keys_BSJC.shape[1] + tokens, after=0)
+    return AttentionState(keys, values, part.begin_B, cache, *units)
 
 
 def _reset(part: MixerState, rows: Tensor) -> MixerState:

@@ -1,6 +1,7 @@
 """Token ids as the model room takes them: bytes, text or integers; one byte is one token."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,4 +53,10 @@ def as_ids(tokens: Tokens, vocab_size: int) -> NDArray[np.int64]:
 
 def to_batch(rows: Sequence[NDArray[np.int64]], device: torch.device) -> Tensor:
     """Stack rows of equal length: ids_BL, int64, on `device`."""
-    return torch.from_numpy(np.stack(rows)).to(device)
+    return to_device(np.stack(rows), device)
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device; a GPU goes on with its work meanwhile, and so does this process."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

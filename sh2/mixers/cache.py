@@ -119,16 +119,16 @@ def extend(seen: Entries, new: Entries, cache: KVCache | None) -> tuple[Entries,
     return cache.append(new), cache
 
 
-def reserve(seen: Entries, tokens: int) -> tuple[Entries, KVCache]:
+def reserve(seen: Entries, tokens: int, *, after: int = _AFTER) -> tuple[Entries, KVCache]:
     """Move entries to where there is room for so many tokens in all, and some to write after them."""
-    cache = KVCache(seen, reserved(tokens))
+    cache = KVCache(seen, reserved(tokens, after=after))
     length = seen.keys_BSJC.shape[1]
     return cache.memory.map(lambda memory: memory[:, :length]), cache
 
 
-def reserved(tokens: int) -> int:
+def reserved(tokens: int, *, after: int = _AFTER) -> int:
     """Return the tokens to make room for, where so many are known to come."""
-    return -(-(tokens + _AFTER) // _STEP) * _STEP
+    return -(-(tokens + after) // _STEP) * _STEP
 
 
 def capacity(tokens: int) -> int:

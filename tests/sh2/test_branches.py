@@ -1,13 +1,16 @@
 """Scores of branches against sequences scored whole, however they share, batch and chunk."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import sh2
-from sh2.branches import Branch, Family, score_families
+from sh2.branches import Branch, Family, _batches, _Plan, _Reader, score_families
 from sh2.errors import Sh2Error
 from sh2.state import repeat, select
 from tests.sh2.models import CONFIGS, tiny
@@ -102,6 +105,109 @@ def test_what_is_shared_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read.clear()
     score_families(model, [family, family], reuse=False)
     assert read == [8 * 512]
+
+
+def test_families_share_the_calls_at_their_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three families, two of which have a cut of their own: what is read, in rows and tokens."""
+    model, rng = tiny(), np.random.default_rng(4)
+    families = [substitutions(rng, 200, starts) for starts in ([70, 130, 131], [140], [130, 100, 130])]
+    shapes: list[tuple[int, ...]] = []
+    hidden = model.hidden
+
+    def seen(ids_BL, state=None):  # type: ignore[no-untyped-def]
+        shapes.append(tuple(ids_BL.shape))
+        return hidden(ids_BL, state)
+
+    monkeypatch.setattr(model, "hidden", seen)
+    check(model, families)
+    trunk_and_calls = [(3, 64), (2, 136), (3, 32), (2, 104), (3, 32), (3 + 2 + 1 + 2, 72)]
+    assert shapes[: len(trunk_and_calls)] == trunk_and_calls
+
+
+def test_rows_of_other_lengths_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch that is compared to the end does not lengthen those of a few tokens."""
+    model, reference = tiny(), bases(np.random.default_rng(5), 400)
+    short = [Branch(start=128, ids=bases(np.random.default_rng(seed), 10), end=138) for seed in range(20)]
+    family = Family(reference=reference, branches=[*short, Branch(start=130, ids=reference[131:], end=400)])
+    read: list[int] = []
+    hidden = model.hidden
+
+    def counted(ids_BL, state=None):  # type: ignore[no-untyped-def]
+        read.append(ids_BL.numel())
+        return hidden(ids_BL, state)
+
+    monkeypatch.setattr(model, "hidden", counted)
+    score_families(model, [family])
+    assert read == [128, 2 * 272, 21 * 10]
+    check(model, [family])
+
+
+@pytest.mark.parametrize("most", [4, 8])
+def test_calls_that_do_not_fit_are_read_in_halves(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    model, rng = tiny(), np.random.default_rng(6)
+    families = [substitutions(rng, 400, [200, 200, 201, 202, 203]), substitutions(rng, 400, [200, 204, 205])]
+    want = score_families(model, families)
+    hidden, rows = model.hidden, []
+
+    def crowded(ids_BL, state=None):  # type: ignore[no-untyped-def]
+        if len(ids_BL) > most:
+            raise torch.OutOfMemoryError
+        rows.append(len(ids_BL))
+        return hidden(ids_BL, state)
+
+    monkeypatch.setattr(model, "hidden", crowded)
+    done: list[int] = []
+    found = score_families(model, families, progress=done.append)
+    assert max(rows) <= most
+    assert sum(done) == 8
+    for one, other in zip(want, found, strict=True):
+        assert [score.delta for score in one] == pytest.approx([score.delta for score in other], abs=1e-4)
+    most = 1
+    with pytest.raises(Sh2Error, match="out of memory: 2 sequences of 104 tokens at once do not fit"):
+        score_families(model, [families[0]])
+
+
+class _NoAnswers(TorchDispatchMode):
+    """Refuses whatever would make the process wait for a GPU's values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "equal")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_are_not_looked_at_before_all_is_queued(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(name)
+    families = [substitutions(np.random.default_rng(7), 300, starts) for starts in ([0, 70, 290], [150], [150])]
+    monkeypatch.setattr(model, "_check", lambda *_: None)  # on a GPU it does not look at the ids
+    fetch = _Reader.fetch
+
+    def fetched(reader: _Reader) -> int:
+        with _disable_current_modes():
+            return fetch(reader)
+
+    monkeypatch.setattr(_Reader, "fetch", fetched)
+    with _NoAnswers():
+        scores = score_families(model, families)
+    assert [len(of_family) for of_family in scores] == [3, 1, 1]
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_gpu_is_never_waited_for_while_a_batch_is_read() -> None:
+    model = tiny().to("cuda")
+    families = [substitutions(np.random.default_rng(8), 300, starts) for starts in ([0, 70, 290], [150], [150])]
+    plans = [_Plan(family, model.config.vocab_size, 16) for family in families]
+    for mode in ("default", "error"):  # what is compiled or tried out at first may wait
+        readers = [_Reader(model, batch, 65_536, 8192) for batch in _batches(plans, 65_536)]
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            for reader in readers:
+                reader.read()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [reader.fetch() for reader in readers] == [5]
 
 
 @pytest.mark.parametrize(
