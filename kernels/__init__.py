@@ -4,17 +4,19 @@ Every operator is a causal map `(x, state) -> (y, state)`: `state=None` is the s
 comes out continues it. Pieces of a sequence, however cut, give the outputs of one pass.
 """
 
+from kernels.attention_merge import merge_attention
 from kernels.attention_step import attention_append, attention_step, pack, unpack
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
-from kernels.hyena_li import ModalState, hyena_li, hyena_li_step, modal_scan
+from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
 
 __all__ = [
     "Backend",
     "FirState",
+    "ModalPiece",
     "ModalState",
     "attention_append",
     "attention_step",
@@ -23,7 +25,9 @@ __all__ = [
     "hyena_fir",
     "hyena_fir_step",
     "hyena_li",
+    "hyena_li_piece",
     "hyena_li_step",
+    "merge_attention",
     "modal_scan",
     "pack",
     "rms_norm",

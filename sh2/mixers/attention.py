@@ -15,6 +15,7 @@ from sh2.config import ModelConfig, RotaryFrequencies
 from sh2.layers import linear
 from sh2.mixers.backed import Backed
 from sh2.mixers.cache import Entries, KVCache, KVDtype, KVSlots, extend
+from sh2.mixers.fused import attend_fused, fits
 from sh2.precision import Float32Kept
 
 _MASK_ENTRIES = 1 << 26
@@ -126,6 +127,8 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
     q_BHLC, k_BJSC = (tensor.to(v_BSJC.dtype).transpose(1, 2) for tensor in (q_BLHC, k_BSJC))
     v_BJSC = v_BSJC.transpose(1, 2)
     grouped = q_BHLC.shape[1] != k_BJSC.shape[1]
+    if begin_B is None and fits(q_BHLC, k_BJSC):
+        return attend_fused(q_BHLC, k_BJSC, v_BJSC)
     whole = partial(F.scaled_dot_product_attention, q_BHLC, k_BJSC, v_BJSC, enable_gqa=grouped)
     # two branches, each with a constant: compiled for any length, `is_causal=L > 1` would be a symbol
     if begin_B is None and L == 1:
