@@ -18,4 +18,4 @@ def merge_attention(parts_BHLC: Sequence[Tensor], logs_BHL: Sequence[Tensor]) ->
     shares = torch.stack(tuple(logs_BHL)).softmax(dim=0)[..., None]
     wide = torch.promote_types(dtype, torch.float32)
     whole = sum(share * part.to(wide) for share, part in zip(shares, parts_BHLC, strict=True))
-    return whole.to(dtype).transpose(1, 2).contiguous()  # type: ignore[union-attr]
+    return whole.to(dtype).transpose(1, 2).contiguous()
