@@ -5,13 +5,17 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
+from time import perf_counter
 
 import typer
 
+from data.store import Split, TokenStore
+from data.windows import WindowOptions, Windows
 from evo_cli.inference import Precision, say
-from evo_cli.model_choice import model_to_time
+from evo_cli.model_choice import model_config, model_to_time
 from evo_cli.outputs.stream import open_output
 from evo_cli.progress import counter
 from sh2.bench.cases import Case
@@ -19,6 +23,11 @@ from sh2.bench.forward import ForwardBench
 from sh2.bench.generate import GenerateBench
 from sh2.bench.run import Bench, machine
 from sh2.bench.timing import Ceilings
+from sh2.bench.train import TrainBench
+from sh2.train.config import TrainConfig
+from sh2.train.loader import Loader
+
+_DATA_SECONDS = 3.0  # of a row
 
 Cells = Mapping[str, str | int | float | None]
 
@@ -71,6 +80,52 @@ def generate_table(
     sizes = [(context, batch) for context in contexts for batch in batches]
     rows = ((what | (row := asdict(bench.row(*size))), bool(row["failed"])) for size in sizes)
     return _write(rows, total=len(sizes), common=common, output=output)
+
+
+def train_table(name: str, lengths: Sequence[int], config: TrainConfig, *, twin: bool, output: Path | None) -> int:
+    """Time updates of a model, and of its Transformer; return how many rows failed."""
+    shape, _ = model_config(name)
+    bench = TrainBench(config)
+    settings = {"precision": config.precision, "compile": config.compile, "recompute": config.recompute}
+    common = _common(config.device, config.backend, bench.ceilings, config.precision)
+    common |= {"fp8_linears": config.fp8_linears, "accumulation": config.accumulation}
+    rows = (
+        ({"model": row["model"]} | settings | row, bool(row["failed"]))
+        for row in map(asdict, bench.rows(name, shape, list(lengths), twin=twin))
+    )
+    return _write(rows, total=len(lengths) * (1 + twin), common=common, output=output)
+
+
+def data_table(path: Path, lengths: Sequence[int], *, batch: int, output: Path | None) -> int:
+    """Time the making of windows of a store by one worker."""
+    common = {"machine": machine("cpu"), "command": shlex.join(["evo", *sys.argv[1:]]), "store": str(path)}
+    with TokenStore(path) as store:
+        rows = ((asdict(_data_row(store, length, batch)), False) for length in lengths)
+        return _write(rows, total=len(lengths), common=common, output=output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DataRow:
+    length: int
+    batch: int
+    windows: int  # made in all
+    seconds: float
+    tokens_per_s: float
+    mb_per_s: float  # of tokens: a byte each
+
+
+def _data_row(store: TokenStore, length: int, batch: int) -> _DataRow:
+    """Let a loader make windows in their training order, and do nothing with them."""
+    source = Windows(store, Split.TRAIN, WindowOptions(length=length))
+    made = 0
+    with Loader(source, ((number * batch, batch) for number in count()), pinned=False) as loader:
+        loader.next()  # the first lays out the epoch
+        began = perf_counter()
+        while (seconds := perf_counter() - began) < _DATA_SECONDS:
+            loader.next()
+            made += batch
+    rate = made * length / seconds
+    return _DataRow(length=length, batch=batch, windows=made, seconds=seconds, tokens_per_s=rate, mb_per_s=rate / 1e6)
 
 
 def _common(device: str, backend: str, limits: Ceilings, dtype: str) -> dict[str, object]:

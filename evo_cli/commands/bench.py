@@ -209,6 +209,88 @@ def generate(
     _end(failed)
 
 
+@bench.command()
+def train(
+    model: Annotated[
+        str | None,
+        typer.Option("--preset", "--model", "-m", help="Shape of the model; 1b on a GPU, nano on a CPU."),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", help="Tokens, joined by commas; 8192,32768,131072 on a GPU, 1024 on a CPU."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Windows of a forward pass; 1 on a GPU, 8 on a CPU.")
+    ] = None,
+    accumulation: Annotated[int, typer.Option("--accumulation", min=1, help="Forward passes an update.")] = 1,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="By torch.compile. [yes on a GPU]", show_default=False)
+    ] = None,
+    recompute: Annotated[str, typer.Option("--recompute", help="none, selective, full or nested.")] = "none",
+    fp8_linears: Annotated[bool, typer.Option("--fp8-linears", help="FP8 products, by torchao.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out the Transformer.")] = False,
+    dtype: Annotated[DtypeName, typer.Option("--dtype", help="auto is bf16 on a GPU, fp32 on a CPU.")] = DtypeName.AUTO,
+    backend: BackendOption = BackendName.AUTO,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time training, against the Transformer of the same size, and print a TSV table.
+
+    Timed are whole updates as `evo train` makes them (forward, backward, clipping, AdamW; weights in fp32) of random
+    bases and weights. `mfu` is the model's arithmetic (attention as it is, causal; nothing made again counted) over
+    the rate of a large matrix product; `x_products` the time over that of the model's own matrix products and
+    attention alone; `x_transformer` how many times as fast as with attention in every block. What runs out of
+    memory says so.
+
+    \b
+    Examples:
+      evo bench train --preset 1b --lengths 8192,32768,131072 -o train.jsonl
+      evo bench train --preset 1b --lengths 524288 --recompute nested --alone
+    """
+    from evo_cli.bench_tables import train_table
+    from evo_cli.inference import resolve_device
+    from evo_cli.outputs.stream import check_outputs
+    from sh2.train.config import TrainConfig
+
+    check_outputs([output], [])
+    where = resolve_device(device)
+    cpu = where.startswith("cpu")
+    values = {
+        "steps": 1,
+        "batch_size": batch or (8 if cpu else 1),
+        "accumulation": accumulation,
+        "precision": ("fp32" if cpu else "bf16") if dtype is DtypeName.AUTO else dtype.value,
+        "compile": not cpu if compile is None else compile,
+        "recompute": recompute,
+        "fp8_linears": fp8_linears,
+        "backend": backend.value,
+        "device": where,
+    }
+    tokens = _numbers(lengths or ("1024" if cpu else "8192,32768,131072"), "--lengths")
+    config = TrainConfig.from_dict(values)
+    _end(train_table(model or ("nano" if cpu else "1b"), tokens, config, twin=not alone, output=output))
+
+
+@bench.command()
+def data(
+    store: Annotated[Path, typer.Argument(metavar="STORE.h5", help="What `evo prepare` made.")],
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="Tokens of a window, joined by commas.")
+    ] = "1024,8192,131072",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows made at once.")] = 8,
+    output: OutputOption = None,
+) -> None:
+    """Time the making of training windows by one worker, as `evo train` has it, and print a TSV table.
+
+    Example: evo bench data store.h5
+    """
+    from evo_cli.bench_tables import data_table
+    from evo_cli.outputs.stream import check_outputs
+
+    check_outputs([output], [store])
+    _end(data_table(store, _numbers(lengths, "--lengths"), batch=batch, output=output))
+
+
 def _end(failed: int) -> None:
     """Exit with 1 if rows of ours have no figure."""
     if failed:
