@@ -71,7 +71,7 @@ class KnownDevice:
 
 
 # One H100 80GB HBM3, torch 2.11, bf16: copies 3.02 TB/s, 8192^3 products 723 to 731 TFLOP/s; the operators at
-# 32,768 x 4,096, as `evo bench ops` measured them; cuDNN's attention of 32 heads of 128, 8,192 tokens causally 0.888 ms,
+# 32,768 x 4,096, as `evo bench ops` measured them; cuDNN's attention of 32 heads of 128, 8,192 tokens causally 0.89 ms,
 # and 65,536 before them 13.56 ms
 KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
     {

@@ -150,7 +150,12 @@ def test_half_the_ceilings_take_twice_the_time() -> None:
         copy_bytes_per_second=h100.ceilings.copy_bytes_per_second / 2,
         matmul_flops_per_second=h100.ceilings.matmul_flops_per_second / 2,
     )
-    slow = replace(h100, ceilings=half, attention_flops_per_second=h100.attention_flops_per_second / 2)
+    slow = replace(
+        h100,
+        ceilings=half,
+        attention_flops_per_second=h100.attention_flops_per_second / 2,
+        past_flops_per_second=h100.past_flops_per_second / 2,
+    )
     for planned in (plan(config, Task.SCORE, 50_000), plan(config, Task.GENERATE, 2000, prompt=1000, batch=4)):
         fast, slower = (
             predict_seconds(planned, speeds_of(device, config, numbers, rows=4, training=False)).total
