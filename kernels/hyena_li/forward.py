@@ -21,12 +21,19 @@ OUTPUT = {"C": 64, "num_warps": 1, "U": 8} | FUSED
 
 
 @triton.jit
+def added(new, history, filters, modes, rates, F, N, PRECISE):
+    """One row's gift to the modes; history and modes after it."""
+    w_C = feature(new[0], history[0], filters[0], F) * feature(new[1], history[1], filters[1], F)
+    return push_all(new, history, 2, F), advance(modes, w_C, rates, N, PRECISE)
+
+
+@triton.jit(do_not_specialize=("L", "S"))
 def states_kernel(
-    z, past, taps, bias, rates, before, stride_batch,
+    z, past, taps, bias, rates, gifts, last, L, S, stride_batch,
     stride: tl.constexpr, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
     PRECISE: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span,
 ):  # fmt: skip
-    """What every segment but the last adds to the modes at its end; it goes to the next segment's place."""
+    """What every segment adds to the modes at its end; it goes to the next one's place, of the last one to `last`."""
     channel_C, mask_C = place(D, C)
     segment, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z += batch * stride_batch
@@ -35,40 +42,47 @@ def states_kernel(
     filters = load_filters(taps, bias, channel_C, mask_C, D, F, BIAS, 1, 3)
     rates = load_taps(rates, channel_C, mask_C, N)
     modes = zeros(C, N)
+    count = tl.minimum(L - t, span).to(tl.int32)
+    whole = count - count % U
     p = z + t * stride + channel_C
-    rows = load_thirds(p, span, stride, D, 1, 3, U)
-    for r in range(0, span, U):
+    rows = load_thirds(p, whole, stride, D, 1, 3, U)
+    for r in range(0, whole, U):
         p += U * stride
-        ahead = load_thirds(p, span - U - r, stride, D, 1, 3, U)
+        ahead = load_thirds(p, whole - U - r, stride, D, 1, 3, U)
         for u in tl.static_range(U):
-            new = pick(rows, u, 2)
-            w_C = feature(new[0], history[0], filters[0], F) * feature(new[1], history[1], filters[1], F)
-            modes = advance(modes, w_C, rates, N, PRECISE)
-            history = push_all(new, history, 2, F)
+            history, modes = added(pick(rows, u, 2), history, filters, modes, rates, F, N, PRECISE)
         rows = ahead
-    place_of_next = (batch * (tl.num_programs(1) + 1) + segment + 1) * N * D
-    store_modes(before + place_of_next + channel_C, modes, mask_C, D, N)
+    for r in range(whole, count):
+        left = pick(load_thirds(p, count - r, stride, D, 1, 3, 1), 0, 2)
+        history, modes = added(left, history, filters, modes, rates, F, N, PRECISE)
+        p += stride
+    if segment + 1 < S:
+        store_modes(gifts + (batch * S + segment + 1) * N * D + channel_C, modes, mask_C, D, N)
+    else:
+        store_modes(last + batch * N * D + channel_C, modes, mask_C, D, N)
 
 
 @triton.jit(do_not_specialize=("S",))
-def carry_kernel(log_poles, modes, before, S, D: tl.constexpr, N: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span):
+def carry_kernel(
+    log_poles, modes, added, before, S, D: tl.constexpr, N: tl.constexpr, C: tl.constexpr, U: tl.constexpr, span
+):  # fmt: skip
     """One mode of C channels from segment to segment: turn what the segments add into the modes before each."""
     channel_C, mask_C = place(D, C)
     n, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     log_pole_C = tl.load(log_poles + channel_C * N + n, mask=mask_C, other=0.0)
     decay_C = tl.exp(log_pole_C.to(tl.float64) * span).to(tl.float32)
     mode_C = tl.load(modes + (batch * D + channel_C) * N + n, mask=mask_C, other=0.0)
-    p = before + (batch * S * N + n) * D + channel_C
-    tl.store(p, mode_C, mask=mask_C)
+    p = (batch * S * N + n) * D + channel_C
+    tl.store(before + p, mode_C, mask=mask_C)
     for i in range(1, S, U):
         p += N * D
         segment_C = everywhere(i, channel_C)
-        added = ()
+        gifts = ()
         for u in tl.static_range(U):
-            added = added + (tl.load(p + u * N * D, mask=mask_C & (segment_C + u < S), other=0.0),)
+            gifts = gifts + (tl.load(added + p + u * N * D, mask=mask_C & (segment_C + u < S), other=0.0),)
         for u in tl.static_range(U):
-            mode_C = decay_C * mode_C + added[u]
-            tl.store(p + u * N * D, mode_C, mask=mask_C & (segment_C + u < S))
+            mode_C = decay_C * mode_C + gifts[u]
+            tl.store(before + p + u * N * D, mode_C, mask=mask_C & (segment_C + u < S))
         p += (U - 1) * N * D
 
 
@@ -122,14 +136,21 @@ def output_kernel(
         store_modes(last + (batch * D + channel_C) * N, modes, mask_C, 1, N)
 
 
-def decay_rates(log_poles_DN: Tensor, precise: bool) -> Tensor:
-    """What the kernels multiply by at every step: lambda, or lambda - 1 where the inputs deserve the last bits."""
-    return torch.expm1(log_poles_DN) if precise else torch.exp(log_poles_DN)
+def launch(
+    z_BLE: Tensor, past_BPE: Tensor, featurizer_EK: Tensor, bias_E: Tensor | None, log_poles_DN: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """What every kernel that walks along rows takes first, and what it takes last."""
+    D, N = log_poles_DN.shape
+    precise = z_BLE.dtype is torch.float32
+    # what is multiplied by at every step: lambda, or lambda - 1 where the inputs deserve the last bits
+    rates_DN = torch.expm1(log_poles_DN) if precise else torch.exp(log_poles_DN)
+    tensors = (z_BLE, past_BPE, featurizer_EK, featurizer_EK if bias_E is None else bias_E, rates_DN)
+    return tensors, (z_BLE.stride(0), z_BLE.stride(1), D, featurizer_EK.shape[1], N, bias_E is not None, precise)
 
 
-def fitted(options: dict[str, int], precise: bool, modes: int) -> dict[str, int]:
+def fitted(options: dict[str, int], dtype: torch.dtype, modes: int) -> dict[str, int]:
     """Fewer channels a program where values or modes would not fit into its registers."""
-    return options | {"C": min(options["C"], 32)} if precise or modes > 16 else options
+    return options | {"C": min(options["C"], 32)} if dtype is torch.float32 or modes > 16 else options
 
 
 def forward(
@@ -148,27 +169,91 @@ def forward(
     Returns:
         y_BLD in z's dtype, the modes after the last row, and the modes before every segment, [B, S, N, D] float32.
     """
+    filters = (featurizer_EK, bias_E, log_poles_DN)
+    added_BSND = states(z_BLE, past_BPE, *filters, rows)
+    before_BSND = carry(log_poles_DN, modes_BDN, added_BSND, added_BSND, rows)
+    y_BLD, last_BDN = outputs(z_BLE, past_BPE, *filters, residues_DN, skip_D, before_BSND, rows)
+    return y_BLD, last_BDN, before_BSND
+
+
+def summary(
+    z_BLE: Tensor,
+    past_BPE: Tensor,
+    featurizer_EK: Tensor,
+    bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Run what needs no modes before the first row.
+
+    Returns:
+        What `states` does, and the modes after the last row, had those before the first been zero, [B, D, N].
+    """
+    D, N = log_poles_DN.shape
+    last_BND = log_poles_DN.new_empty(len(z_BLE), N, D)
+    added_BSND = states(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, rows, last_BND)
+    nothing_BDN = log_poles_DN.new_zeros(len(z_BLE), D, N)
+    before_BSND = carry(log_poles_DN, nothing_BDN, added_BSND, torch.empty_like(added_BSND), rows)
+    left = z_BLE.shape[1] - (before_BSND.shape[1] - 1) * rows
+    end_BND = torch.addcmul(last_BND, torch.exp(log_poles_DN.mT * left), before_BSND[:, -1])
+    return added_BSND, end_BND.mT.contiguous()
+
+
+def states(
+    z_BLE: Tensor,
+    past_BPE: Tensor,
+    featurizer_EK: Tensor,
+    bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    rows: int,
+    last_BND: Tensor | None = None,
+) -> Tensor:
+    """Return what every segment adds to the modes, at the place of the next, [B, S, N, D]; the first holds nothing.
+
+    What the last segment adds goes to `last_BND`, if that is asked for.
+    """
     B, L, _ = z_BLE.shape
     D, N = log_poles_DN.shape
-    segments = -(-L // rows)
-    y_BLD = torch.empty(B, L, D, dtype=z_BLE.dtype, device=z_BLE.device)
-    before_BSND = torch.empty(B, segments, N, D, dtype=torch.float32, device=z_BLE.device)
-    last_BDN = torch.empty_like(modes_BDN)
-    precise = z_BLE.dtype is torch.float32
-    rates_DN = decay_rates(log_poles_DN, precise)
-    bias = featurizer_EK if bias_E is None else bias_E
-    shape = (z_BLE.stride(0), z_BLE.stride(1), D, featurizer_EK.shape[1], N, bias_E is not None, precise)
-    if segments > 1:
-        options = fitted(STATES, precise, N)
-        states_kernel[(triton.cdiv(D, options["C"]), segments - 1, B)](
-            z_BLE, past_BPE, featurizer_EK, bias, rates_DN, before_BSND, *shape, span=rows, **options
+    S = -(-L // rows)
+    added_BSND = torch.empty(B, S, N, D, dtype=torch.float32, device=z_BLE.device)
+    inputs, shape = launch(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN)
+    programs = S - 1 if last_BND is None else S
+    if programs:
+        options = fitted(STATES, z_BLE.dtype, N)
+        states_kernel[(triton.cdiv(D, options["C"]), programs, B)](
+            *inputs, added_BSND, added_BSND if last_BND is None else last_BND, L, S, *shape, span=rows, **options
         )
+    return added_BSND
+
+
+def carry(log_poles_DN: Tensor, modes_BDN: Tensor, added_BSND: Tensor, before_BSND: Tensor, rows: int) -> Tensor:
+    """Write the modes before every segment to `before_BSND`, which may be where what they add is."""
+    B, S, N, D = added_BSND.shape
     carry_kernel[(triton.cdiv(D, 128), N, B)](
-        log_poles_DN, modes_BDN, before_BSND, segments, D, N, C=128, span=rows, U=8, num_warps=4, **FUSED
+        log_poles_DN, modes_BDN, added_BSND, before_BSND, S, D, N, C=128, span=rows, U=8, num_warps=4, **FUSED
     )
-    options = fitted(OUTPUT, precise, N)
-    output_kernel[(triton.cdiv(D, options["C"]), segments, B)](
-        z_BLE, past_BPE, featurizer_EK, bias, rates_DN, residues_DN, skip_D, before_BSND, y_BLD, last_BDN, L, *shape,
-        span=rows, **options,
-    )  # fmt: skip
-    return y_BLD, last_BDN, before_BSND
+    return before_BSND
+
+
+def outputs(
+    z_BLE: Tensor,
+    past_BPE: Tensor,
+    featurizer_EK: Tensor,
+    bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    residues_DN: Tensor,
+    skip_D: Tensor,
+    before_BSND: Tensor,
+    rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Return y_BLD and the modes after the last row, from those before every segment."""
+    B, L, _ = z_BLE.shape
+    D, N = log_poles_DN.shape
+    y_BLD = torch.empty(B, L, D, dtype=z_BLE.dtype, device=z_BLE.device)
+    last_BDN = torch.empty(B, D, N, dtype=torch.float32, device=z_BLE.device)
+    inputs, shape = launch(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN)
+    options = fitted(OUTPUT, z_BLE.dtype, N)
+    output_kernel[(triton.cdiv(D, options["C"]), before_BSND.shape[1], B)](
+        *inputs, residues_DN, skip_D, before_BSND, y_BLD, last_BDN, L, *shape, span=rows, **options
+    )
+    return y_BLD, last_BDN

@@ -45,7 +45,7 @@ def hyena_li(
         ValueError: `backend` is `triton` and the kernels cannot run this call; the message says why.
     """
     parameters = (featurizer_EK, featurizer_bias_E, log_poles_DN, residues_DN, skip_D)
-    if not use_triton(Backend(backend), "hyena_li", z_BLE, _limit(featurizer_EK, log_poles_DN)):
+    if not use_triton(Backend(backend), "hyena_li", z_BLE, limit(featurizer_EK, log_poles_DN)):
         return reference.hyena_li(z_BLE, *parameters, state)
     B, L, E = z_BLE.shape
     if state is None:
@@ -92,13 +92,13 @@ def hyena_li_step(
         ValueError: `backend` is `triton` and the kernel cannot run this call; the message says why.
     """
     parameters = (featurizer_EK, featurizer_bias_E, log_poles_DN, residues_DN, skip_D)
-    limit = _limit(featurizer_EK, log_poles_DN) or limit_in_place(*state, z_BE.dtype)
-    if use_triton(Backend(backend), "hyena_li_step", z_BE, limit):
+    reason = limit(featurizer_EK, log_poles_DN) or limit_in_place(*state, z_BE.dtype)
+    if use_triton(Backend(backend), "hyena_li_step", z_BE, reason):
         return _step(z_BE, *parameters, *state)
     return reference.hyena_li_step(z_BE, *parameters, state)
 
 
-def _limit(featurizer_EK: Tensor, log_poles_DN: Tensor) -> str | None:
+def limit(featurizer_EK: Tensor, log_poles_DN: Tensor) -> str | None:
     """Say what keeps the kernels from these parameters; None if nothing does."""
     taps, modes = featurizer_EK.shape[1], log_poles_DN.shape[1]
     if taps > MAX_TAPS:
@@ -133,15 +133,7 @@ def _forward(
 
     with torch.cuda.device_of(z_BLE):
         y_BLD, modes_BDN, before_BSND = forward(
-            _rows_packed(z_BLE),
-            past_BPE.contiguous(),
-            featurizer_EK.contiguous(),
-            None if bias_E is None else bias_E.contiguous(),
-            log_poles_DN.contiguous(),
-            residues_DN.contiguous(),
-            skip_D.contiguous(),
-            modes_BDN.contiguous(),
-            rows,
+            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D, modes_BDN), rows
         )
     return y_BLD, _last_inputs(z_BLE, past_BPE), modes_BDN, before_BSND
 
@@ -181,13 +173,7 @@ def _backward(
         gradients = backward(
             dy_BLD.contiguous(),
             log_poles_DN.new_zeros(B, D, N) if dmodes_BDN is None else dmodes_BDN.contiguous(),
-            _rows_packed(z_BLE),
-            past_BPE.contiguous(),
-            featurizer_EK.contiguous(),
-            None if bias_E is None else bias_E.contiguous(),
-            log_poles_DN.contiguous(),
-            residues_DN.contiguous(),
-            skip_D.contiguous(),
+            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D),
             before_BSND,
             rows,
         )
@@ -229,9 +215,10 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dmodes: Te
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _rows_packed(z_BLE: Tensor) -> Tensor:
-    """The kernels take any distance between rows, but a row in one piece."""
-    return z_BLE if z_BLE.stride(2) == 1 else z_BLE.contiguous()
+def packed(z_BLE: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """The kernels take z with any distance between rows, but a row in one piece; all else contiguous."""
+    z_BLE = z_BLE if z_BLE.stride(-1) == 1 else z_BLE.contiguous()
+    return z_BLE, *(None if tensor is None else tensor.contiguous() for tensor in others)
 
 
 def _last_inputs(z_BLE: Tensor, past_BPE: Tensor) -> Tensor:
@@ -257,12 +244,7 @@ def _step(
 
     with torch.cuda.device_of(z_BE):
         return step(
-            z_BE if z_BE.stride(1) == 1 else z_BE.contiguous(),
-            featurizer_EK.contiguous(),
-            None if bias_E is None else bias_E.contiguous(),
-            log_poles_DN.contiguous(),
-            residues_DN.contiguous(),
-            skip_D.contiguous(),
+            *packed(z_BE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D),
             past_BPE,
             modes_BDN,
         )

@@ -116,6 +116,40 @@ def hyena_li(
         return (q_BLD * c_BLD).to(z_BLE.dtype), ModalState(featurizer_BPE, modes_BDN)
 
 
+def summary(
+    z_BLE: Tensor,
+    featurizer_EK: Tensor,
+    featurizer_bias_E: Tensor | None,
+    log_poles_DN: Tensor,
+    residues_DN: Tensor,
+    skip_D: Tensor,
+    past_BPE: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run Hyena-LI from modes of zero; returns the modes after the last token, and what `outputs` takes."""
+    with torch.autocast(z_BLE.device.type, enabled=False):
+        q_BLD, w_BLD, _ = featurize(z_BLE, featurizer_EK, featurizer_bias_E, past_BPE)
+        log_poles_DN, residues_DN, skip_D = (x.to(w_BLD.dtype) for x in (log_poles_DN, residues_DN, skip_D))
+        c_BLD, modes_BDN = modal_scan(w_BLD, log_poles_DN, residues_DN)
+        return modes_BDN, (q_BLD, torch.addcmul(c_BLD, w_BLD, skip_D), log_poles_DN, residues_DN)
+
+
+def outputs(kept: tuple[Tensor, ...], modes_BDN: Tensor) -> Tensor:
+    """Return y_BLD, float32 or better, of what `summary` kept and the modes before the first token."""
+    q_BLD, c_BLD, log_poles_DN, residues_DN = kept
+    with torch.autocast(q_BLD.device.type, enabled=False):
+        return q_BLD * (c_BLD + _response(modes_BDN.to(q_BLD.dtype), log_poles_DN, residues_DN, q_BLD.shape[1]))
+
+
+def _response(modes_BDN: Tensor, log_poles_DN: Tensor, residues_DN: Tensor, length: int) -> Tensor:
+    """What comes [B, length, D] of modes that nothing is added to: they decay chunk by chunk, and within each."""
+    chunk = torch.arange(-(-length // _CHUNK), device=modes_BDN.device, dtype=modes_BDN.dtype)
+    t = torch.arange(1, _CHUNK + 1, device=modes_BDN.device, dtype=modes_BDN.dtype)
+    powers_DTN = torch.exp(log_poles_DN[:, None] * t[:, None]) * residues_DN[:, None]
+    before_DNBM = modes_BDN.permute(1, 2, 0)[..., None] * torch.exp(log_poles_DN[..., None, None] * (_CHUNK * chunk))
+    c_DTBM = torch.bmm(powers_DTN, before_DNBM.flatten(2)).unflatten(2, before_DNBM.shape[2:])
+    return c_DTBM.permute(2, 3, 1, 0).flatten(1, 2)[:, :length]
+
+
 def hyena_li_step(
     z_BE: Tensor,
     featurizer_EK: Tensor,

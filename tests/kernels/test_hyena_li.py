@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 8 rows, groups of 4, programs of 4 channels: a short sequence then has some of everything."""
-    from kernels.hyena_li import backward, forward
+    from kernels.hyena_li import backward, forward, piece
 
     options = {"C": 4, "U": 4, "num_warps": 1}
     for module, name in [
@@ -35,6 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         monkeypatch.setattr(module, name, options)
     monkeypatch.setattr(operator, "segment_rows", lambda B, L, D: 8)
+    monkeypatch.setattr(piece, "segment_rows", lambda B, L, D: 8)
 
 
 def inputs(
