@@ -8,6 +8,7 @@ choices are hashes of (seed, epoch), so `Windows.batch` needs no state and a run
 Knows nothing of models, devices or the loss; normalising the weights over a batch is the trainer's part.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from data.tokenizer import EOD, PAD
 _IN_MEMORY = 512 << 20
 _TAG_BIT = 128
 _EPOCHS_KEPT = 2
+_PIECE = 1 << 14
 
 _TOKEN = bytes(code & ~_TAG_BIT for code in range(256)).upper()
 _ORDER, _PHASE, _STRAND, _WINDOW = range(4)
@@ -117,8 +119,17 @@ class Windows:
             number, window = divmod(first + row, len(self))
             epoch = self._epoch(number)
             self._fill(epoch, window if epoch.windows is None else epoch.windows(window), coded[row], starts[row])
-        tokens = np.frombuffer(bytearray(coded.tobytes().translate(_TOKEN)), dtype=np.uint8).reshape(coded.shape)
-        return Batch(tokens=tokens, weights=self._weight.take(coded[:, 1:]), document_starts=starts)
+        tokens = np.frombuffer(bytearray(coded.data).translate(_TOKEN), dtype=np.uint8).reshape(coded.shape)
+        return Batch(tokens=tokens, weights=self._weights(coded), document_starts=starts)
+
+    def _weights(self, coded: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The weights of all but the first token of every row: a piece at a time, whose indices stay in the cache."""
+        weights = np.empty((len(coded), self.options.length), dtype=np.float32)
+        for row, codes in zip(weights, coded, strict=True):
+            for first in range(0, len(row), _PIECE):
+                piece = row[first : first + _PIECE]
+                self._weight.take(codes[first + 1 : first + 1 + len(piece)], out=piece, mode="clip")
+        return weights
 
     def _document_lengths(self) -> NDArray[np.int64]:
         table = self._segments
@@ -181,13 +192,14 @@ class Windows:
         self, epoch: _Epoch, position: int, length: int
     ) -> Iterator[tuple[tuple[int, int, int, int, int], bool]]:
         """Documents in a stretch of the ring: (start, end, tag_start, tag_end, end in the ring), and if reversed."""
-        first = int(np.searchsorted(epoch.ends, position, side="right"))
-        last = int(np.searchsorted(epoch.ends, position + length - 1, side="right")) + 1
-        part = epoch.segments[first:last]
-        columns = [part[name].tolist() for name in ("start", "end", "tag_start", "tag_end")]
-        return zip(
-            zip(*columns, epoch.ends[first:last].tolist(), strict=True), epoch.reverse[first:last].tolist(), strict=True
-        )
+        # most stretches lie in one document or two: Python looks that up faster than numpy begins to
+        ends = epoch.ends.data
+        index = bisect_right(ends, position)
+        before = -1
+        while before < position + length - 1:
+            _, start, end, tag_start, tag_end = epoch.segments[index].item()
+            yield (start, end, tag_start, tag_end, ends[index]), bool(epoch.reverse[index])
+            before, index = ends[index] - 1, index + 1
 
     def _bases(self, start: int, end: int, low: int, high: int, reverse: bool) -> NDArray[np.uint8]:
         """Bases low .. high - 1 of the segment [start, end) of the store, read on the given strand."""
