@@ -20,11 +20,14 @@ _SHORTEST_MEMORY, _LONGEST_MEMORY = 2.0, 4096.0
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Set every parameter and buffer of a `StripedHyena2` of that configuration in place.
+def initialize(model: nn.Module, config: ModelConfig, seed: int, *, prefix: str = "") -> None:
+    """Set every parameter and buffer of a `StripedHyena2` of that configuration, or of a part of one, in place.
 
     Matrices into a block are N(0, 2/(5D)), matrices out of it N(0, (2/(layers sqrt(D)))^2), as in the published
     recipe; biases are 0, norms 1. Filters start close to passing the current token through.
+
+    Args:
+        prefix: the name of the part.
 
     Raises:
         ValueError: the model has a parameter that no rule covers.
@@ -34,7 +37,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
     rules = {"embedding.weight": into, "unembedding.weight": into, "input.weight": into, "output.weight": out}
     rules |= {"gate.weight": into, "up.weight": into, "down.weight": out}
     done = set()
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(prefix):
         last, last_two = name.rsplit(".", 1)[-1], ".".join(name.rsplit(".", 2)[-2:])
         if last_two in rules:
             parameter.normal_(0.0, rules[last_two], generator=generator(seed, name, parameter.device))
@@ -45,11 +48,11 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
         else:
             continue
         done.add(name)
-    for prefix, module in model.named_modules():
-        done |= {f"{prefix}.{name}" for name in _filters(module, prefix, seed)}
+    for path, module in model.named_modules(prefix=prefix):
+        done |= {f"{path}.{name}" for name in _filters(module, path, seed)}
         if isinstance(module, Attention):
             module.inv_freq.copy_(rotary_frequencies(config))
-    if missed := {name for name, _ in model.named_parameters()} - done:
+    if missed := {name for name, _ in model.named_parameters(prefix)} - done:
         raise ValueError(f"no rule initialises {sorted(missed)}")
 
 

@@ -107,13 +107,14 @@ class StripedHyena2(nn.Module):
                 and `reference` (plain torch) take nothing else. No configuration or checkpoint keeps it.
 
         Raises:
-            Sh2Error: there is no such backend, or the Triton kernels cannot run this model here.
+            Sh2Error: there is no such backend, or the Triton kernels cannot run this model here (of one without values,
+                that is seen when it runs).
         """
         if backend not in list(Backend):
             raise Sh2Error(f"unknown backend `{backend}`").hint(f"use {', '.join(Backend)}")
         chosen = Backend(backend)
         mixers = [module for module in self.modules() if isinstance(module, Backed)]
-        if chosen is Backend.TRITON:
+        if chosen is Backend.TRITON and not self.embedding.weight.is_meta:
             # mixers of a kind are alike: one answers for all, if its weights do not wait in the host's memory
             home = self.embedding.weight.device.type
             for mixer in {type(mixer): mixer for mixer in mixers if mixer.input.weight.device.type == home}.values():

@@ -70,6 +70,17 @@ LoraTargets = Annotated[
     list[str] | None, _flag("--lora-targets", "Linear layers to adapt, one each time. [input output gate up down]")
 ]
 Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
+ParallelFlag = Annotated[
+    str | None, _flag("--parallel", "How processes share a run: dp=4,tp=2,cp=2 (windows, channels, lengths). [all dp]")
+]
+CpMethod = Annotated[
+    str | None,
+    _flag("--cp-method", "Convolutions over cp: state, a2a, a2a-pipelined, p2p, p2p-overlapped or p2p-fft. [state]"),
+]
+CpAttention = Annotated[str | None, _flag("--cp-attention", "Attention over cp: ring or a2a. [ring]")]
+CpSharding = Annotated[
+    str | None, _flag("--cp-sharding", "A process's part of a window: contiguous, or zigzag. [contiguous]")
+]
 Threads = Annotated[int | None, _flag("--threads", "CPU threads. [as many as torch finds]")]
 Backend = Annotated[str | None, _flag("--backend", "auto, triton or reference, as in `evo score`. [auto]")]
 Compile = Annotated[bool | None, _flag("--compile/--no-compile", "Start slower, by torch.compile, to run faster. [no]")]
@@ -118,6 +129,10 @@ def train(
     lora_alpha: LoraAlpha = None,
     lora_targets: LoraTargets = None,
     device: Device = None,
+    parallel: ParallelFlag = None,
+    cp_method: CpMethod = None,
+    cp_attention: CpAttention = None,
+    cp_sharding: CpSharding = None,
     threads: Threads = None,
     backend: Backend = None,
     compile: Compile = None,

@@ -6,7 +6,10 @@
     RUN/checkpoints/step_00000100/trainer.json           progress, configuration, SHA-256 of the other files
 
 A folder is written under a temporary name, synced to the disk, and renamed: a kill at any moment leaves the
-checkpoints before it as they were.
+checkpoints before it as they were. The run goes on meanwhile, for what is written are copies in the host's memory.
+
+However many processes train, the files are those of one: whole tensors, each put together from its parts when it is its
+turn. So any number of processes can go on with them.
 """
 
 import hashlib
@@ -15,23 +18,26 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from sh2.checkpoint import load, save_model
 from sh2.checkpoint.adapters import load_adapters, save_adapters
 from sh2.checkpoint.atomic import replacing
-from sh2.checkpoint.safetensors_file import write_safetensors
-from sh2.checkpoint.tensors import LazyTensor
+from sh2.checkpoint.folder import read_model_tensors, write_model_folder
+from sh2.checkpoint.safetensors_file import read_safetensors, write_safetensors
+from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
-from sh2.lora import has_adapters
+from sh2.lora import has_adapters, plain_state
+from sh2.model import StripedHyena2
+from sh2.parallel.shares import local
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
+from sh2.train.team import Parts, Team
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +68,21 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run; every process of a team has them, and one writes. A context manager."""
 
-    def __init__(self, folder: Path, *, keep_last: int) -> None:
+    def __init__(self, folder: Path, *, keep_last: int, team: Team) -> None:
         self._folder = folder
         self._keep_last = keep_last
+        self._team = team
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let what is being written be written; what goes wrong with it does not hide what went wrong before."""
+        self._thread.shutdown()
 
     def clean(self) -> None:
         """Remove what a kill left half-written or half-removed."""
@@ -80,21 +96,59 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self._folder / f"step_{step:08d}"
 
-    def save(self, model: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> Path:
-        """Write the checkpoint of this step, then drop those no longer kept."""
-        path = self.path(progress.step)
-        with replacing(path) as partial:
+    def save(self, model: StripedHyena2, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+        """Copy what the checkpoint of this step holds, and begin to write it; then drop those no longer kept.
+
+        Raises:
+            Sh2Error: the one before it could not be written.
+        """
+        self.wait()
+        weights = {name: _copy(read()) for name, (_, read) in plain_state(model).items()}
+        moments = {name: _copy(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
+        adapted = model if has_adapters(model) else None
+        self._writing = self._thread.submit(self._write, weights, moments, progress, adapted)
+        if adapted is not None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return once what has been saved is written.
+
+        Raises:
+            Sh2Error: the disk is full, or gone.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint in the background, if it is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def save_model(self, model: StripedHyena2, folder: Path) -> None:
+        """Write the model alone, and return when it is written."""
+        self.wait()
+        weights = {name: _copy(read()) for name, (_, read) in plain_state(model).items()}
+        if self._team.leads:
+            write_model_folder(folder, model.config, self._team.whole(weights))
+        else:
+            self._team.send(weights)
+
+    def _write(self, weights: Parts, moments: Parts, progress: Progress, adapted: nn.Module | None) -> None:
+        if not self._team.leads:
+            self._team.send(weights)
+            self._team.send(moments)
+            return
+        with replacing(self.path(progress.step)) as partial:
             partial.mkdir()
-            save_model(model, partial / "model")
-            if has_adapters(model):
-                save_adapters(model, partial / "adapter.safetensors")
-            moments = {name: LazyTensor.of(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
-            write_safetensors(partial / "optimizer.safetensors", moments, {})
+            write_model_folder(partial / "model", ModelConfig.from_dict(progress.model), self._team.whole(weights))
+            if adapted is not None:
+                save_adapters(adapted, partial / "adapter.safetensors")
+            write_safetensors(partial / "optimizer.safetensors", self._team.whole(moments), {})
             state = asdict(progress)
             files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
             write_json(partial / "trainer.json", {"files": files, "state": state, "sha256": _digest(files, state)})
         self._prune(progress)
-        return path
 
     def newest(self, warn: Callable[[str], None]) -> Progress | None:
         """Return the progress of the newest checkpoint whose checksums hold; None if there is none.
@@ -112,14 +166,18 @@ class Checkpoints:
                 warn(f"warning: {error}; kept as {damaged.name}, going back to the checkpoint before it")
         return None
 
+    @torch.no_grad()
     def restore(self, step: int, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
-        """Load the weights and the optimizer's state of a checkpoint, bit for bit."""
+        """Load the weights and the optimizer's state of a checkpoint, bit for bit, tensor by tensor."""
         path = self.path(step)
         if has_adapters(model):  # the weights beside them are those the run began from
             load_adapters(model, path / "adapter.safetensors")
         else:
-            model.load_state_dict(load(path / "model").state_dict())
-        restore_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
+            stored = read_model_tensors(path / "model")
+            for name, tensor in model.state_dict().items():
+                local(tensor).copy_(self._team.take(name, stored[name].read()))
+        moments = read_safetensors(path / "optimizer.safetensors")
+        restore_optimizer(model, optimizer, moments, self._team.take)
 
     def _prune(self, progress: Progress) -> None:
         steps = self.steps()
@@ -128,6 +186,11 @@ class Checkpoints:
             kept.add(progress.best.step)
         for step in set(steps) - kept:
             _remove(self.path(step))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """This process's part, in the host's memory, where no step changes it."""
+    return local(tensor.detach()).to("cpu", copy=True)
 
 
 def read_progress(path: Path) -> Progress:

@@ -21,10 +21,13 @@ BACKEND = "inductor"  # of torch.compile
 _MOST_GRAPHS = 64
 
 
-def compile_blocks(model: StripedHyena2) -> None:
+def compile_blocks(model: StripedHyena2, *, in_one_graph: bool = True) -> None:
     """Let both halves of a block, and the last norm, be graphs without breaks, made when they first meet a size.
 
     They are the halves of whole sequences; what carries a state is left as it is.
+
+    Args:
+        in_one_graph: each half is one; not where processes exchange something within it.
 
     Raises:
         Sh2Error: torch.compile does not work on this machine, for the model's device.
@@ -38,7 +41,7 @@ def compile_blocks(model: StripedHyena2) -> None:
     model.norm.compile(fullgraph=True, dynamic=False, backend=BACKEND)
     for block in model.blocks:
         for half in ("mix", "feed"):
-            compiled = torch.compile(getattr(block, half), fullgraph=True, dynamic=False, backend=BACKEND)
+            compiled = torch.compile(getattr(block, half), fullgraph=in_one_graph, dynamic=False, backend=BACKEND)
             vars(block)[half] = compiled  # over the class's method
 
 

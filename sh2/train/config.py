@@ -92,6 +92,14 @@ class TrainConfig:
     """Compile the blocks and the loss by torch.compile: a minute or so at the start, for faster steps."""
     recompute: Recompute = Recompute.NONE
     """What the backward pass makes again for the memory of keeping it: `none`, `selective`, `full` or `nested`."""
+    parallel: str = ""
+    """How the processes of a run share it, as `dp=4,tp=2,cp=2`; what is left out of dp is found."""
+    cp_method: str = "state"
+    """How convolutions look across the pieces of a window: a `sh2.parallel.ConvolutionMethod`."""
+    cp_attention: str = "ring"
+    """How attention does: `ring` or `a2a`."""
+    cp_sharding: str = "contiguous"
+    """Which pieces of a window a process has: `contiguous`, or `zigzag`, which gives ring attention equal work."""
     fp8_linears: bool = False
     """Take the products of the blocks' linear layers in FP8, by torchao."""
     peak_tflops: float = 0.0
@@ -206,10 +214,10 @@ def check_known(key: str, known: Mapping[str, object], *, table: str) -> None:
     raise error.hint(f"known fields: {', '.join(known)}")
 
 
-ROUNDING = ("threads", "device", "backend", "compile", "recompute")
+ROUNDING = ("threads", "device", "backend", "compile", "recompute", "cp_method", "cp_attention", "cp_sharding")
 """Fields that decide in which order sums are taken, and so the last bits of a run's numbers."""
 MAY_CHANGE = frozenset(
-    {"save_every", "keep_last", "log_every", "peak_tflops", "filter_statistics", "profile", *ROUNDING}
+    {"save_every", "keep_last", "log_every", "peak_tflops", "filter_statistics", "profile", "parallel", *ROUNDING}
 )
 """Fields that a resumed run may change: they decide neither the weights (up to rounding) nor the metrics written."""
 

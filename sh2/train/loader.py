@@ -6,7 +6,7 @@ Shapes: B batch, L length.
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -60,6 +60,15 @@ class HostBatch:
             weights=_tensor(batch.weights, pinned),
             document_starts=_tensor(batch.document_starts, pinned),
             weight=float(batch.weights.sum(dtype="float64")),
+        )
+
+    def rows(self, rows: slice) -> "HostBatch":
+        """Some of the windows; the weight stays that of all."""
+        return replace(
+            self,
+            tokens=self.tokens[rows],
+            weights=self.weights[rows],
+            document_starts=self.document_starts[rows],
         )
 
 

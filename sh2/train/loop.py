@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sh2.accounting import forward_flops
-from sh2.checkpoint import save_model
 from sh2.checkpoint.folder import evo_version
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
@@ -31,8 +30,9 @@ from sh2.train.loss import NATS_TO_BITS
 from sh2.train.noise import NoiseScale
 from sh2.train.optimizer import build_optimizer
 from sh2.train.profiling import profiled
-from sh2.train.records import JsonLines, SpeedRecord, StepRecord, keep_steps
+from sh2.train.records import JsonLines, NoLines, SpeedRecord, StepRecord, keep_steps
 from sh2.train.schedule import learning_rate
+from sh2.train.team import Alone, Team
 from sh2.train.update import update
 from sh2.train.validation import Validation, validate
 
@@ -80,10 +80,12 @@ class Trainer:
         valid: WindowSource | None,
         data_identity: str,
         observer: Observer,
+        team: Team | None = None,
     ) -> None:
         """Take the model, on its device and in float32, and its data.
 
-        `data_identity` is compared on resume: a checksum of the data. `valid` None is a run without validation.
+        `data_identity` is compared on resume: a checksum of the data. `valid` None is a run without validation. `team`
+        is who has a share of the model, where that is not this process alone.
 
         Raises:
             Sh2Error: the training data has no window, or the backend or the compiler cannot run the model here.
@@ -92,9 +94,10 @@ class Trainer:
             raise Sh2Error(f"the training data holds no window of {config.length + 1} tokens").hint(
                 "lower `--length`, or give longer sequences"
             )
-        self._model = model.use_backend(config.backend).use_recompute(config.recompute)
+        self._team = team or Alone(model.use_backend(config.backend))
+        self._model = model.use_recompute(config.recompute)
         if config.compile:
-            compile_blocks(model)
+            compile_blocks(model, in_one_graph=not self._team.exchanges)
         self._config = config
         self._folder = folder
         self._train = train
@@ -105,7 +108,7 @@ class Trainer:
         # on an accelerator, reading a number waits for the device: once for many steps
         self._reads_every_step = self._device.type == "cpu"
         self._optimizer = build_optimizer(model, config)
-        self._checkpoints = Checkpoints(folder.checkpoints, keep_last=config.keep_last)
+        self._checkpoints = Checkpoints(folder.checkpoints, keep_last=config.keep_last, team=self._team)
         self._step = 0
         self._saved_step = 0
         self._best: Best | None = None
@@ -120,16 +123,22 @@ class Trainer:
         Raises:
             Sh2Error: the run began with another configuration, model or data, or its metrics are damaged.
         """
+        progress = self._team.of_leader(self._newest)
+        if progress is not None:
+            self._checkpoints.restore(progress.step, self._model, self._optimizer)
+            self._step = self._saved_step = progress.step
+            self._best = progress.best
+        return self._step
+
+    def _newest(self) -> Progress | None:
+        """The checkpoint to go on from, with the folder as it was when that was written."""
         self._checkpoints.clean()
         remove_leftovers(self._folder.path)
         progress = self._checkpoints.newest(self._observer.note)
         if progress is not None:
             self._check_same_run(progress)
-            self._checkpoints.restore(progress.step, self._model, self._optimizer)
-            self._step = self._saved_step = progress.step
-            self._best = progress.best
-        keep_steps(self._folder.metrics, self._step)
-        return self._step
+        keep_steps(self._folder.metrics, 0 if progress is None else progress.step)
+        return progress
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train to the last step, or until `should_stop` after a step; then save a checkpoint and the model.
@@ -138,9 +147,10 @@ class Trainer:
             Sh2Error: the loss or the gradient is not finite; nothing is saved after the last good checkpoint.
         """
         graphs = many_graphs() if self._config.compile else nullcontext()
-        with _reproducible(self._config), graphs, self._writing(), self._loader() as loader:
+        with _reproducible(self._config), graphs, self._writing(), self._loader() as loader, self._checkpoints:
             self._clock.begin(self._step)
-            while self._step < self._config.steps and not should_stop():
+            while self._step < self._config.steps and not self._team.any(should_stop()):
+                self._checkpoints.check()
                 self._step += 1
                 with self._clock.work(), self._profiled():
                     self._measured.append(self._update(loader))
@@ -148,7 +158,7 @@ class Trainer:
             self._write(self._fetch())
             if self._saved_step < self._step:
                 self._save_checkpoint()
-        save_model(self._model, self._folder.model)
+            self._checkpoints.save_model(self._model, self._folder.model)
         return Outcome.FINISHED if self._step == self._config.steps else Outcome.STOPPED
 
     def _loader(self) -> Loader:
@@ -160,7 +170,7 @@ class Trainer:
         with self._clock.data():
             batch = loader.next()
         lr = learning_rate(self._step, self._config)
-        numbers = update(self._model, self._optimizer, batch, self._config, lr=lr)
+        numbers = update(self._model, self._optimizer, batch, self._config, self._team, lr=lr)
         first = float(batch.weights[: self._config.batch_size].sum(dtype=torch.float64))
         return _Measured(self._step, lr, numbers, (first, batch.weight))
 
@@ -218,15 +228,16 @@ class Trainer:
 
     def _validate(self) -> Validation:
         assert self._valid is not None
-        validation = validate(self._model, self._valid, self._config, self._device)
+        validation = validate(self._model, self._valid, self._config, self._team)
         if not math.isfinite(validation.loss):
             raise self._diverged(self._step, f"validation loss {validation.loss}")
         if self._best is None or validation.loss < self._best.valid_loss:
             self._best = Best(step=self._step, valid_loss=validation.loss)
-            save_model(self._model, self._folder.best)
+            self._checkpoints.save_model(self._model, self._folder.best)
         return validation
 
     def _diverged(self, step: int, values: str) -> Sh2Error:
+        self._checkpoints.wait()
         steps = self._checkpoints.steps()
         good = (
             f"the last good checkpoint is {self._checkpoints.path(steps[-1])}" if steps else "no checkpoint was saved"
@@ -241,7 +252,7 @@ class Trainer:
             step=self._step,
             windows=self._step * self._config.windows_per_step,
             best=self._best,
-            config=self._config.to_dict(),
+            config=self._config.to_dict() | {"parallel": self._team.parallel},
             model=self._model.config.to_dict(),
             data=self._data_identity,
             torch=torch.__version__,
@@ -258,6 +269,7 @@ class Trainer:
         began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
         for what, before, now in (
             *((name, getattr(began, name), getattr(self._config, name)) for name in ROUNDING),
+            ("parallel", began.parallel or Alone.parallel, self._team.parallel),
             ("torch", saved.torch, torch.__version__),
             ("evo", saved.evo, evo_version()),
         ):
@@ -272,13 +284,14 @@ class Trainer:
         with ExitStack() as files:
             folder = self._folder
             paths = folder.metrics, folder.speed, *([folder.filters] if self._config.filter_statistics else [])
-            self._metrics, self._speed, *others = (files.enter_context(closing(JsonLines(path))) for path in paths)
+            lines = JsonLines if self._team.leads else NoLines
+            self._metrics, self._speed, *others = (files.enter_context(closing(lines(path))) for path in paths)
             self._filters = others[0] if others else None
             yield
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
-        if self._step != self._config.profile:
+        if self._step != self._config.profile or not self._team.leads:
             yield
             return
         path = self._folder.profile(self._step)

@@ -1,13 +1,18 @@
 """AdamW whose decay is decided by what a parameter is. Knows the names of the model's parameters, not its layers."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
+from sh2.checkpoint.tensors import LazyTensor
 from sh2.errors import Sh2Error
+from sh2.parallel.shares import local
 from sh2.train.config import TrainConfig
+
+Take = Callable[[str, Tensor], Tensor]
 
 
 class Role(StrEnum):
@@ -75,16 +80,28 @@ def decay_groups(model: nn.Module) -> dict[Role, dict[str, nn.Parameter]]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return a fused AdamW with one named group a role; only the roles in `DECAYED` have weight decay."""
+    """Return a fused AdamW with one named group a role; only the roles in `DECAYED` have weight decay.
+
+    Where processes share some parameters of a role, and all have others, these are two groups.
+    """
     groups = [
         {
             "name": role.value,
-            "params": list(parameters.values()),
+            "params": alike,
             "weight_decay": config.weight_decay if role in DECAYED else 0.0,
         }
         for role, parameters in decay_groups(model).items()
+        for alike in _by_class(parameters.values())
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _by_class(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """What one fused step can take together: no step takes whole tensors with shares."""
+    classes: dict[type, list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        classes[type(parameter)].append(parameter)
+    return list(classes.values())
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
@@ -96,18 +113,32 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[st
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    tensors: Mapping[str, LazyTensor],
+    take: Take = lambda _, whole: whole,
+) -> None:
     """Put back what `optimizer_tensors` returned.
+
+    Args:
+        take: gives this process's part of a whole tensor.
 
     Raises:
         Sh2Error: a tensor belongs to no parameter, or its shape is another.
     """
     parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
+    for key, lazy in tensors.items():
         name, _, field = key.rpartition("/")
         if name not in parameters:
             raise Sh2Error(f"the optimizer state has `{name}`, which the model has not")
         parameter = parameters[name]
-        if field != "step" and value.shape != parameter.shape:
+        value = take(key, lazy.read())
+        if field == "step":
+            optimizer.state[parameter][field] = value.to(parameter.device, copy=True)
+            continue
+        moment = torch.zeros_like(parameter, requires_grad=False)
+        if value.shape != local(moment).shape:
             raise Sh2Error(f"the optimizer state of `{name}` is {list(value.shape)}, not {list(parameter.shape)}")
-        optimizer.state[parameter][field] = value.to(parameter.device)
+        local(moment).copy_(value)
+        optimizer.state[parameter][field] = moment

@@ -75,6 +75,16 @@ class JsonLines:
         self._file.close()
 
 
+class NoLines(JsonLines):
+    """The lines of a process that leaves writing to another."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Path(os.devnull))
+
+    def sync(self) -> None:
+        """There is no disk."""
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file of JSON lines, up to a torn last line; nothing if there is no file.
 

@@ -6,11 +6,18 @@ from torch import Tensor
 from sh2.model import StripedHyena2
 from sh2.train.config import TrainConfig
 from sh2.train.loader import HostBatch
+from sh2.train.team import Team
 from sh2.train.windows import micro_batch_sums
 
 
 def update(
-    model: StripedHyena2, optimizer: torch.optim.Optimizer, batch: HostBatch, config: TrainConfig, *, lr: float
+    model: StripedHyena2,
+    optimizer: torch.optim.Optimizer,
+    batch: HostBatch,
+    config: TrainConfig,
+    team: Team,
+    *,
+    lr: float,
 ) -> Tensor:
     """Make one update and return its numbers, still on the device.
 
@@ -21,24 +28,20 @@ def update(
     device = model.embedding.weight.device
     scale = 1 / batch.weight if batch.weight else 0.0
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first_norm = torch.zeros((), device=device)
     for first in range(0, config.windows_per_step, config.batch_size):
-        micro = micro_batch_sums(model, batch, slice(first, first + config.batch_size), config, device)
+        micro = micro_batch_sums(model, batch, slice(first, first + config.batch_size), config, team)
         loss = micro.weighted_nats * scale
         loss.backward()
         sums += torch.stack([loss.detach().double(), micro.base_nats.double(), micro.bases.double()])
         if first == 0 and config.accumulation > 1:
-            first_norm = _gradient_norm(parameters)
-    norm = _gradient_norm(parameters)
+            first_norm = team.gradient_norm(summed=False)
+    team.sum_gradients()
+    norm = team.gradient_norm(summed=True)
     if config.clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+        team.clip(norm, config.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return torch.cat([sums, torch.stack([norm, first_norm]).double()])
-
-
-def _gradient_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None])
+    return torch.cat([team.sum(sums), torch.stack([norm, first_norm]).double()])

@@ -9,6 +9,7 @@ from sh2.model import StripedHyena2
 from sh2.train.config import TrainConfig
 from sh2.train.loader import Loader, WindowSource
 from sh2.train.loss import NATS_TO_BITS
+from sh2.train.team import Team
 from sh2.train.windows import micro_batch_sums
 
 
@@ -21,7 +22,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: StripedHyena2, source: WindowSource, config: TrainConfig, device: torch.device) -> Validation:
+def validate(model: StripedHyena2, source: WindowSource, config: TrainConfig, team: Team) -> Validation:
     """Score the first `config.valid_windows` windows of the source, or a whole epoch of it if that is shorter.
 
     Raises:
@@ -29,16 +30,16 @@ def validate(model: StripedHyena2, source: WindowSource, config: TrainConfig, de
     """
     count = min(config.valid_windows, len(source))
     parts = [(first, min(config.batch_size, count - first)) for first in range(0, count, config.batch_size)]
+    device = model.embedding.weight.device
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     weight = 0.0
     with Loader(source, parts, pinned=device.type == "cuda") as loader:
         for _ in parts:
             batch = loader.next()
             weight += batch.weight
-            totals += torch.stack(
-                [part.double() for part in micro_batch_sums(model, batch, slice(None), config, device)]
-            )
-    nats, base_nats, bases = totals.tolist()
+            sums = micro_batch_sums(model, batch, slice(None), config, team)
+            totals += torch.stack([part.double() for part in sums])
+    nats, base_nats, bases = team.sum(totals).tolist()
     if not bases:
         raise Sh2Error(f"the {count} validation windows hold no base to predict").hint(
             "raise `valid_windows`, or set it to 0 to train without validation"

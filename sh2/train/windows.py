@@ -14,23 +14,24 @@ from sh2.train.compilation import compiled_loss_sums
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.loader import HostBatch
 from sh2.train.loss import LossSums, loss_sums
+from sh2.train.team import Team
 
 PIECE = 16_384  # tokens whose logits are there at once; those of more are made again in the backward pass
 
 
-def micro_batch_sums(
-    model: StripedHyena2, batch: HostBatch, rows: slice, config: TrainConfig, device: torch.device
-) -> LossSums:
-    """Run the model over some windows of a batch and return their sums, with gradients where they are enabled."""
-    tokens_BL, weights_BL = (whole[rows].to(device, non_blocking=True) for whole in (batch.tokens, batch.weights))
-    ids_BL = tokens_BL.long()
+def micro_batch_sums(model: StripedHyena2, batch: HostBatch, rows: slice, config: TrainConfig, team: Team) -> LossSums:
+    """Run the model over this process's share of some windows and return their sums, with gradients where enabled."""
+    device = model.embedding.weight.device
+    batch = team.part(batch, rows)
+    tokens_BL, weights_BL = (whole.to(device, non_blocking=True) for whole in (batch.tokens, batch.weights))
+    ids_BL, targets_BL, weights_BL = map(team.shard, (tokens_BL[:, :-1].long(), tokens_BL[:, 1:].long(), weights_BL))
     sums = compiled_loss_sums if config.compile else loss_sums
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision is Precision.BF16):
         if config.reset_documents:
-            x_BLD, _ = model.hidden(ids_BL[:, :-1], document_starts_BL=batch.document_starts[rows, :-1])
+            x_BLD, _ = model.hidden(ids_BL, document_starts_BL=batch.document_starts[:, :-1])
         else:
-            x_BLD = model.whole(ids_BL[:, :-1])
-        return _in_pieces(partial(_sums, model, sums), x_BLD, ids_BL[:, 1:], weights_BL)
+            x_BLD = model.whole(ids_BL)
+        return _in_pieces(partial(_sums, model, sums), x_BLD, targets_BL, weights_BL)
 
 
 Sums = Callable[[Tensor, Tensor, Tensor], LossSums]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sh2.checkpoint.tensors import LazyTensor
 from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
@@ -15,6 +16,7 @@ from sh2.train.loader import HostBatch
 from sh2.train.loss import loss_sums
 from sh2.train.optimizer import Role, build_optimizer, decay_groups, optimizer_tensors, restore_optimizer, role_of
 from sh2.train.schedule import learning_rate
+from sh2.train.team import Alone
 from sh2.train.validation import validate
 from sh2.train.windows import micro_batch_sums
 
@@ -111,7 +113,7 @@ def test_the_optimizer_state_goes_back_by_name():
     tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
     other = build_optimizer(model, TrainConfig(steps=1))
 
-    restore_optimizer(model, other, tensors)
+    restore_optimizer(model, other, {name: LazyTensor.of(tensor) for name, tensor in tensors.items()})
 
     assert set(tensors) == {
         f"{name}/{key}" for name, _ in model.named_parameters() for key in ("step", "exp_avg", "exp_avg_sq")
@@ -124,7 +126,7 @@ def gradients(model, batch, config, rows):
     model.zero_grad()
     scale = 1 / batch.weight
     for part in rows:
-        sums = micro_batch_sums(model, batch, part, config, torch.device("cpu"))
+        sums = micro_batch_sums(model, batch, part, config, Alone(model))
         (sums.weighted_nats * scale).backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -150,7 +152,7 @@ def test_validation_is_the_mean_over_all_windows_whatever_the_batch_size():
 
     for batch_size in (1, 3, 7):
         config = TrainConfig(steps=1, batch_size=batch_size, valid_windows=100)
-        validation = validate(model, source, config, torch.device("cpu"))
+        validation = validate(model, source, config, Alone(model))
 
         assert validation.loss == pytest.approx(((nats * weights).sum() / weights.sum()).item(), rel=1e-6)
         assert validation.bits_per_base == pytest.approx(nats[weights > 0].mean().item() / math.log(2), rel=1e-6)

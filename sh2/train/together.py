@@ -1,0 +1,196 @@
+"""Training in many processes: a `Team` whose members share windows, their length, channels and weights."""
+
+# B batch, L length
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from kernels import Backend
+from sh2.checkpoint.tensors import LazyTensor
+from sh2.config import ModelConfig
+from sh2.errors import Sh2Error
+from sh2.initialize import initialize
+from sh2.model import StripedHyena2
+from sh2.parallel.context import ContextParallel, parallelise
+from sh2.parallel.mesh import Parallel
+from sh2.parallel.processes import Processes
+from sh2.parallel.shares import local, shard_matrices, shares_of
+from sh2.parallel.tensor import cuts_of, share_channels
+from sh2.train.config import Precision, TrainConfig
+from sh2.train.loader import HostBatch
+from sh2.train.team import Parts
+
+Value = TypeVar("Value")
+
+
+class _Loose(NamedTuple):
+    """Gradients that FSDP does not sum."""
+
+    gradients: list[Tensor]
+    totals: list[Tensor]  # over all processes that add to them
+    copies: int  # processes that have the same ones
+
+
+class Together:
+    """One of many processes."""
+
+    def __init__(self, model: StripedHyena2, config: TrainConfig, processes: Processes) -> None:
+        """Leave a model without values (on the meta device) this process's share, on its device; `put` gives values.
+
+        Raises:
+            Sh2Error: the processes cannot share the model or the windows, or the backend cannot run the model here.
+        """
+        parallel = Parallel.parse(config.parallel, processes.place.ranks)
+        _check(config, parallel)
+        _check_backend(model.config, config)
+        model.use_backend(config.backend)
+        self.leads, self.parallel, self.exchanges = processes.leads, str(parallel), parallel.cp * parallel.tp > 1
+        self._processes, self._shape, self._model = processes, parallel, model
+        self._device = torch.device(config.device)
+        self._mesh = parallel.mesh(self._device.type)
+        self._shares = shares_of(model, cuts_of(model), parallel, processes.place.rank)
+        self._context: ContextParallel | None = None
+        if parallel.cp > 1:
+            self._context = parallelise(
+                model,
+                self._mesh["cp"].get_group(),
+                sharding=config.cp_sharding,
+                convolution=config.cp_method,
+                attention=config.cp_attention,
+            )
+        if parallel.tp > 1:
+            share_channels(model, self._mesh["tp"].get_group())
+        self._shards = shard_matrices(model, self._mesh, bf16=config.precision is Precision.BF16)
+        model.to_empty(device=self._device)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Give the model the values that it has in one process; what one block holds is there as a whole meanwhile."""
+        with torch.device("meta"):
+            whole = StripedHyena2(self._model.config)
+        parts: list[tuple[str, nn.Module]] = [(f"blocks.{layer}", block) for layer, block in enumerate(whole.blocks)]
+        parts += [(name, part) for name, part in whole.named_children() if part is not whole.blocks]
+        for prefix, part in parts:
+            real = copy.deepcopy(part).to_empty(device=self._device)
+            initialize(real, self._model.config, seed, prefix=prefix)
+            for name, tensor in (*real.named_parameters(prefix), *real.named_buffers(prefix)):
+                self.put(name, tensor)
+
+    @torch.no_grad()
+    def put(self, name: str, whole: Tensor) -> None:
+        """Take this process's part of a tensor of the model."""
+        prefix, _, last = name.rpartition(".")
+        local(getattr(self._model.get_submodule(prefix), last)).copy_(self.take(name, whole))
+
+    def part(self, batch: HostBatch, rows: slice) -> HostBatch:
+        dp, mine = self._shape.dp, self._mesh.get_local_rank("dp")
+        first, end, _ = rows.indices(len(batch.tokens))
+        begin, stop = (first + (end - first) * share // dp for share in (mine, mine + 1))
+        if begin < stop:
+            return batch.rows(slice(begin, stop))
+        one = batch.rows(slice(first, first + 1))  # the others wait for a forward pass, whatever it counts
+        return replace(one, weights=torch.zeros_like(one.weights))
+
+    def shard(self, whole_BL: Tensor) -> Tensor:
+        return whole_BL if self._context is None else self._context.shard(whole_BL)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        total = numbers.clone()
+        dist.all_reduce(total, group=self._shards)
+        return total
+
+    def sum_gradients(self) -> None:
+        for loose in self._loose():
+            torch._foreach_copy_(loose.gradients, loose.totals)
+
+    def gradient_norm(self, *, summed: bool) -> Tensor:
+        sharded = [local(gradient) for _, gradient in self._gradients() if isinstance(gradient, DTensor)]
+        parts = [(sharded, 1)]
+        parts += [(loose.totals, loose.copies) for loose in self._loose(summed=summed)]
+        squares = torch.zeros((), dtype=torch.float64, device=self._device)
+        for gradients, copies in parts:
+            if gradients:
+                squares += torch.stack(torch._foreach_norm(gradients)).double().square().sum() / copies
+        dist.all_reduce(squares)
+        return squares.sqrt().float()
+
+    def clip(self, norm: Tensor, most: float) -> None:
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for _, gradient in self._gradients()], factor)
+
+    def any(self, flag: bool) -> bool:
+        return self._processes.any(flag)
+
+    def of_leader(self, make: Callable[[], Value]) -> Value:
+        return self._processes.of_leader(make)
+
+    def take(self, name: str, whole: Tensor) -> Tensor:
+        return self._shares.take(name, whole)
+
+    def send(self, parts: Parts) -> None:
+        self._shares.send(parts, self._processes.files)
+
+    def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
+        return self._shares.whole(parts, self._processes.files)
+
+    def shapes(self, names: Iterator[str]) -> dict[str, tuple[int, ...]]:
+        return {name: self._shares.share_of(name).shape for name in names}
+
+    def _gradients(self) -> list[tuple[str, Tensor]]:
+        named = ((name, parameter.grad) for name, parameter in self._model.named_parameters())
+        return [(name, gradient) for name, gradient in named if gradient is not None]
+
+    def _loose(self, *, summed: bool = False) -> Iterator[_Loose]:
+        """What FSDP does not sum: first what is cut over tp, then what is whole in every process.
+
+        Args:
+            summed: it has been summed by now.
+        """
+        tp, shards = self._shape.tp, self._shape.shards
+        loose = [(name, gradient) for name, gradient in self._gradients() if not isinstance(gradient, DTensor)]
+        for cut in (True, False):
+            mine = [gradient for name, gradient in loose if (self._shares.share_of(name).cut is not None) is cut]
+            copies = shards if cut else shards * tp
+            if not mine:
+                continue
+            if summed:
+                yield _Loose(mine, mine, copies)
+                continue
+            total = torch.cat([gradient.flatten() for gradient in mine])
+            if cut:
+                dist.all_reduce(total, group=self._shards)
+            else:  # alike over tp, up to rounding: the mean keeps the weights equal to the bit
+                dist.all_reduce(total.div_(tp))
+            pieces = total.split([gradient.numel() for gradient in mine])
+            yield _Loose(mine, [piece.view_as(one) for piece, one in zip(pieces, mine, strict=True)], copies)
+
+
+def _check(config: TrainConfig, parallel: Parallel) -> None:
+    if config.batch_size % parallel.dp:
+        raise Sh2Error(
+            f"the {config.batch_size} windows of a forward pass cannot be shared equally by dp={parallel.dp} processes"
+        ).hint(f"give a `--batch-size` that is a multiple of {parallel.dp}: it counts the windows of all processes")
+    if parallel.cp > 1 and config.reset_documents:
+        raise Sh2Error(f"cp={parallel.cp} cannot cut windows whose documents are reset").hint(
+            "leave out `--reset-documents`, or share windows by dp"
+        )
+    if config.lora_rank:
+        raise Sh2Error("adapters are trained in one process").hint("leave out torchrun, or `--lora-rank`")
+
+
+def _check_backend(model: ModelConfig, config: TrainConfig) -> None:
+    """Try a block of each kind; a model in shares cannot be tried.
+
+    Raises:
+        Sh2Error: the kernels cannot run them here.
+    """
+    if config.backend == Backend.TRITON:
+        few = replace(model, layout="".join(dict.fromkeys(model.layout)))
+        StripedHyena2(few).to(config.device).use_backend(config.backend)
