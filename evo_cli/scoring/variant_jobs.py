@@ -62,7 +62,7 @@ def score_groups(
     """
     sizes = chain([unit - done % unit], iter(lambda: unit, None))
     groups = iter(lambda: list(islice(alleles, next(sizes))), [])
-    jobs = (block for group in groups for block in blocks(group, reference, scoring.rule))
+    jobs = (block for group in groups for block in blocks(group, reference, scoring))
     for scores in replicas.map(partial(score_block, scoring), jobs):
         yield [Compared(score) for score in scores]
 
@@ -77,7 +77,7 @@ def score_compared(
         for allele in alleles:
             drawn = background(reference, allele, variant_window(reference, allele, scoring.rule), count)
             held.append(1 + len(drawn))
-            yield from blocks([allele, *drawn], reference, scoring.rule)
+            yield from blocks([allele, *drawn], reference, scoring)
 
     found: list[VariantScore] = []
     for scores in replicas.map(partial(score_block, scoring), jobs()):

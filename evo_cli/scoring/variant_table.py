@@ -145,7 +145,7 @@ def read_regions(text: str) -> list[Interval]:
 
 def _unit(scoring: VariantOptions) -> int:
     """Alleles that belong together in a part of the work: whole stretches, where these share a window."""
-    return 192 if scoring.rule.share == 1 else 2048
+    return 192 if scoring.rule.share == 1 else scoring.block
 
 
 def _describe(common: ScoreRequest, request: VariantRequest, replicas: "Replicas", unit: int) -> Run:

@@ -1,7 +1,7 @@
 """Alleles to rows: windows from the data room, log-likelihoods from the model room, deltas of both strands here."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sh2.branches import Branch, BranchScore
     from sh2.model import StripedHyena2
 
-# what is held and scored together: enough windows to fill batches, and all the alleles that a few of them share
-_WINDOWS, _ALLELES = 64, 2048
+_WINDOWS = 64  # that are held and scored together: enough to fill batches
+# alleles of shared windows that are, fewer or more: the more, the fewer bases each of them reads, so that calls are large
+_ALLELES, _MOST_ALLELES, _READ = 2048, 8192, 1 << 22
 # neighbours within so many bases continue one state; what they read anew for it must be little beside what follows
 _SPACING = 16
 
@@ -39,6 +40,13 @@ class VariantOptions:
     suffix: int | None = None
     reuse: bool = True
     max_tokens: int = 65_536
+
+    @property
+    def block(self) -> int:
+        """Alleles of shared windows that are scored together."""
+        half = self.rule.length // 2
+        read = half if self.suffix is None else min(self.suffix, half)
+        return max(_ALLELES, min(_MOST_ALLELES, _READ // max(1, read)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,19 +96,19 @@ def _cell(value: float | None) -> str:
 Block = list[tuple[Allele, VariantWindow]]
 
 
-def blocks(alleles: Iterable[Allele], reference: Reference, rule: WindowRule) -> Iterator[Block]:
+def blocks(alleles: Iterable[Allele], reference: Reference, options: VariantOptions) -> Iterator[Block]:
     """Alleles with their windows, some at a time."""
     block: Block = []
-    windows: set[tuple[str, int]] = set()
+    windows: dict[tuple[str, int], bytes] = {}
     for allele in alleles:
-        window = variant_window(reference, allele, rule)
+        window = variant_window(reference, allele, options.rule)
         place = allele.chrom, window.start
-        if len(block) == _ALLELES or (len(windows) == _WINDOWS and place not in windows):
+        if len(block) == options.block or (len(windows) == _WINDOWS and place not in windows):
             yield block
-            block, windows = [], set()
+            block, windows = [], {}
+        if window.status is VariantStatus.OK and windows.setdefault(place, window.ref) == window.ref:
+            window = replace(window, ref=windows[place])  # one in memory for all that share it
         block.append((allele, window))
-        if window.status is VariantStatus.OK:
-            windows.add(place)
     if block:
         yield block
 

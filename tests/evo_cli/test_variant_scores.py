@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 import sh2
 from data.reference import Reference
 from data.sequence import reverse_complement
-from data.variants import IndelMode, WindowRule
+from data.variants import IndelMode, WindowRule, variant_window
 from data.vcf import Allele
 from evo_cli.scoring.variant_jobs import score_groups
-from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore
+from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore, blocks
 from sh2.replicas import Replicas
 from tests.data.haplotypes import haplotypes
 from tests.sh2.models import tiny
@@ -183,3 +183,21 @@ def test_memory_holds_few_alleles_at_a_time(reference: Reference, replicas: Repl
     scores = score_alleles(replicas, endless(), reference, options)
     next(scores)
     assert read < 1000
+
+
+@pytest.mark.parametrize(
+    ("length", "suffix", "block"), [(8192, None, 2048), (1024, None, 8192), (8192, 1024, 4096), (8192, 0, 8192)]
+)
+def test_alleles_that_read_less_are_scored_more_at_once(length: int, suffix: int | None, block: int) -> None:
+    options = VariantOptions(rule=WindowRule(length=length, share=32), suffix=suffix)
+    assert options.block == block
+
+
+def test_a_shared_window_is_held_once(reference: Reference) -> None:
+    options = VariantOptions(rule=WindowRule(length=128, share=32))
+    (block,) = blocks(ALLELES, reference, options)
+    held: dict[tuple[str, bytes], set[int]] = {}
+    for one, window in block:
+        held.setdefault((one.chrom, window.ref), set()).add(id(window.ref))
+    assert [len(objects) for objects in held.values()] == [1] * len(held)
+    assert [window.alt for _, window in block] == [variant_window(reference, one, options.rule).alt for one in ALLELES]
