@@ -6,16 +6,35 @@ from typing import Annotated, Any
 import typer
 
 
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, show_default=False)
+def _flag(name: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, help=text, metavar=metavar, show_default=False)
 
 
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="INPUT", help="FASTA, GenBank or EMBL files, or one token store (.h5).", show_default=False),
+    typer.Argument(
+        metavar="INPUT",
+        help="FASTA, GenBank or EMBL files; or token stores (.h5), each with a weight if they are mixed: STORE=WEIGHT.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str | None, _flag("--preset", "Shape of the model; `evo models` lists them.")]
+Ablation = Annotated[
+    str | None, _flag("--ablation", "Vary the preset, at its parameters; `evo models --ablations PRESET` lists how.")
+]
+From = Annotated[
+    str | None,
+    _flag("--from", "Begin from the weights of a model: a folder, a file or a name, as for --model.", "MODEL"),
+]
+ExtendBy = Annotated[
+    str | None,
+    _flag(
+        "--extend-by",
+        "Extend the context of --from to --length: rotary positions by interpolation, another base, or both.",
+        "METHOD",
+    ),
+]
 Config = Annotated[Path | None, _flag("--config", "TOML file with [model], [train] and [data]; flags win over it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of RUN.")]
 TensorBoardFlag = Annotated[
@@ -60,6 +79,7 @@ Freeze = Annotated[
         "--freeze",
         "What is not trained: embedding, mixers, feed_forward, filters, norms or a pattern such as 'blocks.0.*';"
         " more than once for more. []",
+        "PART",
     ),
 ]
 LoraRank = Annotated[
@@ -67,7 +87,8 @@ LoraRank = Annotated[
 ]
 LoraAlpha = Annotated[float | None, _flag("--lora-alpha", "Adapters' products are scaled by it over the rank. [16.0]")]
 LoraTargets = Annotated[
-    list[str] | None, _flag("--lora-targets", "Linear layers to adapt, one each time. [input output gate up down]")
+    list[str] | None,
+    _flag("--lora-targets", "Layers to adapt, one each time. [input output gate up down]", "LAYER"),
 ]
 Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
 ParallelFlag = Annotated[
@@ -101,6 +122,9 @@ def train(
     output: Output,
     inputs: Inputs = None,
     preset: Preset = None,
+    ablation: Ablation = None,
+    start: From = None,
+    extend_by: ExtendBy = None,
     config: Config = None,
     resume: Resume = False,
     steps: Steps = None,
@@ -157,6 +181,12 @@ def train(
 
       evo prepare genomes/ -o store.h5 && evo train store.h5 --preset 25m --steps 5000 --length 8192 -o run/
 
+      evo train near.h5=0.7 far.h5=0.3 --preset nano --ablation all-mr --steps 500 -o mr/
+
+      evo train genome.fa --from run/model --length 4096 --extend-by both --steps 100 --lr 1e-4 -o long/
+
+      evo train genome.fa --from evo2_7b --lora-rank 8 --length 8192 --steps 200 --lr 1e-4 -o tuned/
+
       evo train genome.fa --config run/config.toml --lr 3e-4 -o other/
 
     A configuration file has the same fields; RUN/config.toml is a complete one:
@@ -172,12 +202,14 @@ def train(
     from dataclasses import fields
 
     from evo_cli.training.config import Flags
+    from evo_cli.training.model import absolute
     from evo_cli.training.run import train_run
     from sh2.train.config import TrainConfig
 
     given = {field.name: ctx.params[field.name] for field in fields(TrainConfig)}
+    model = {"preset": preset, "ablation": ablation, "from": start and absolute(start), "extend_by": extend_by}
     flags = Flags(
-        preset=preset,
+        model={name: value for name, value in model.items() if value is not None},
         inputs=inputs or [],
         train={name: value for name, value in given.items() if value not in (None, [], ())},
     )

@@ -22,6 +22,7 @@ class RunFolder:
         self.filters = path / "filters.jsonl"  # statistics of the filters, where they are asked for
         self.model = path / "model"
         self.best = path / "best"
+        self.adapter = path / "adapter.safetensors"  # the trained adapters alone, of a run that trains them
         self.plot = path / "loss.png"
         self.tensorboard = path / "tensorboard"
 

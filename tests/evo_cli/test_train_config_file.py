@@ -57,7 +57,7 @@ def test_what_is_written_reads_back_to_the_same_run(file, tmp_path):
 
 
 def test_flags_win_field_by_field_and_a_preset_wins_as_a_whole(file):
-    run = build(file, preset="nano", train={"lr": 1.0}, inputs=[Path("/b.fa"), Path("-")])
+    run = build(file, model={"preset": "nano"}, train={"lr": 1.0}, inputs=[Path("/b.fa"), Path("-")])
 
     assert run.model == replace(preset("nano"), context=run.train.length)
     assert (run.train.steps, run.train.lr) == (9, 1.0)

@@ -90,7 +90,7 @@ def test_an_uninterrupted_run_is_complete(whole_run):
     assert records[-1]["valid_bits_per_base"] < records[9]["valid_bits_per_base"]
     assert (whole_run / "loss.png").read_bytes().startswith(b"\x89PNG")
     description = json.loads((whole_run / "run.json").read_text())
-    assert len(description["data"]["sources"][0]["sha256"]) == 64
+    assert len(description["data"]["stores"][0]["sources"][0]["sha256"]) == 64
     assert description["sessions"][0]["versions"].keys() == {"evo", "python", "torch", "numpy"}
 
 

@@ -1,0 +1,84 @@
+"""The model that a training run begins with: one of a shape, or one that is there, at its context or a longer one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evo_cli.inference import say, warn
+from evo_cli.model_choice import model_config
+from sh2.config import ModelConfig
+from sh2.errors import Sh2Error
+from sh2.extension import Extension, extend
+from sh2.model import StripedHyena2
+from sh2.train.checkpoints import Checkpoints
+from sh2.train.config import TrainConfig, model_from_table, read_value
+from sh2.train.folder import RunFolder
+from sh2.train.freeze import freeze
+from sh2.train.start import begin_from
+
+
+def shape_of(table: Mapping[str, Any], train: TrainConfig) -> tuple[ModelConfig, str | None]:
+    """Read a [model] table: the configuration, and the model whose weights the run begins from, if there is one.
+
+    A table that a run has saved has both `from` and all fields: its file need not be there any more.
+
+    Raises:
+        Sh2Error: a field is unknown or not allowed, or the model cannot be read.
+    """
+    values = dict(table)
+    start, by = values.pop("from", None), values.pop("extend_by", None)
+    if start is None:
+        if by is not None:
+            raise Sh2Error("`--extend-by` extends a model that is there").hint("give it with `--from MODEL`")
+        if train.lora is not None:
+            raise Sh2Error("adapters (`--lora-rank`) are trained beside the weights of a model that is there").hint(
+                "give it with `--from MODEL`"
+            )
+        return replace(model_from_table(values), context=train.length), None
+    start = read_value("model", "from", str, start)
+    if "preset" in values:
+        raise Sh2Error("`--preset` and `--from` cannot both be given: a model that is there has its shape")
+    complete = "width" in values
+    config = model_from_table(values if complete else {**model_config(start)[0].to_dict(), **values})
+    if by is not None:
+        config = extend(config, train.length, read_value("model", "extend_by", Extension, by))
+    return replace(config, context=max(config.context, train.length)), start
+
+
+def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: RunFolder) -> None:
+    """Put the weights in place that the run begins from, and say what is trained; a checkpoint comes over them.
+
+    Raises:
+        Sh2Error: the weights cannot be read or do not fit, or what is frozen or adapted is not there.
+    """
+    lora = train.lora
+    # beside adapters, a checkpoint has no weights
+    if start is not None and (lora is not None or not Checkpoints(folder.checkpoints, keep_last=1).steps()):
+        begin_from(model, start)
+        say(f"from: {start}")
+        was = model_config(start)[0]
+        if train.length > was.context and _positions(was) == _positions(model.config):
+            warn(
+                f"windows of {train.length:,} bp are longer than the context of the model, {was.context:,} bp: "
+                "`--extend-by` tells attention of that"
+            )
+    if lora is not None:
+        from sh2.lora import add_adapters
+
+        add_adapters(model, lora, seed=train.seed)
+    elif train.freeze:
+        freeze(model, train.freeze)
+    if lora is not None or train.freeze:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        every = sum(parameter.numel() for parameter in model.parameters())
+        say(f"trained: {trained:,} of {every:,} parameters{' (adapters)' if lora else ''}")
+
+
+def _positions(config: ModelConfig) -> tuple[float, float]:
+    return config.rotary_base, config.rotary_interpolation
+
+
+def absolute(start: str) -> str:
+    """A path from here; a name stays a name."""
+    return str(Path(start).absolute()) if Path(start).exists() else start
