@@ -142,7 +142,7 @@ def joined(place: Place, device: str) -> Iterator[Processes]:
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        store, *_ = next(dist.rendezvous("env://", place.rank, place.ranks))  # type: ignore[no-untyped-call]
+        store, *_ = next(dist.rendezvous("env://", place.rank, place.ranks))
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.ranks)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise Sh2Error(f"cannot meet the other processes at {place.address}:{place.port}: {error}").hint(

@@ -156,8 +156,8 @@ def shard_matrices(model: StripedHyena2, mesh: DeviceMesh, *, bf16: bool) -> dis
     others = {parameter for parameter in model.parameters() if parameter not in matrices}
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=others, reshard_after_forward=True)
-    sharded = fully_shard(model, mesh=mesh, ignored_params={*model.parameters()})
-    for module in sharded.modules():
+    fully_shard(model, mesh=mesh, ignored_params={*model.parameters()})
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other

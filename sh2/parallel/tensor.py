@@ -68,7 +68,7 @@ def check_shares(config: ModelConfig, ranks: int) -> None:
 
 def cuts_of(model: StripedHyena2) -> dict[str, Cut]:
     """What is shared, by the names of tensors, of a model that is whole still; the rest is whole everywhere."""
-    cuts = {}
+    cuts: dict[str, Cut] = {}
     for prefix, module in model.named_modules():
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         rules = {name: cut for name, cut in _rules(module).items() if tensors.get(name) is not None}

@@ -37,7 +37,7 @@ from sh2.model import StripedHyena2
 from sh2.parallel.shares import local
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
-from sh2.train.team import Parts, Team
+from sh2.train.team import ALONE, Parts, Team
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run; every process of a team has them, and one writes. A context manager."""
 
-    def __init__(self, folder: Path, *, keep_last: int, team: Team) -> None:
+    def __init__(self, folder: Path, *, keep_last: int, team: Team = ALONE) -> None:
         self._folder = folder
         self._keep_last = keep_last
         self._team = team

@@ -25,6 +25,7 @@ from sh2.train.compilation import compile_blocks, many_graphs
 from sh2.train.config import ROUNDING, TrainConfig, check_unchanged
 from sh2.train.filters import filter_statistics
 from sh2.train.folder import RunFolder
+from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import Loader, WindowSource
 from sh2.train.loss import NATS_TO_BITS
 from sh2.train.noise import NoiseScale
@@ -32,7 +33,7 @@ from sh2.train.optimizer import build_optimizer
 from sh2.train.profiling import profiled
 from sh2.train.records import JsonLines, NoLines, SpeedRecord, StepRecord, keep_steps
 from sh2.train.schedule import learning_rate
-from sh2.train.team import Alone, Team
+from sh2.train.team import ALONE, Team
 from sh2.train.update import update
 from sh2.train.validation import Validation, validate
 
@@ -94,8 +95,12 @@ class Trainer:
             raise Sh2Error(f"the training data holds no window of {config.length + 1} tokens").hint(
                 "lower `--length`, or give longer sequences"
             )
-        self._team = team or Alone(model.use_backend(config.backend))
+        if team is None:  # whoever else shared it out has chosen
+            model.use_backend(config.backend)
+        self._team = team or ALONE
         self._model = model.use_recompute(config.recompute)
+        if config.fp8_linears and team is None:  # a team's members have done so before they shared the model
+            use_fp8_linears(model, torch.device(config.device))
         if config.compile:
             compile_blocks(model, in_one_graph=not self._team.exchanges)
         self._config = config
@@ -269,7 +274,7 @@ class Trainer:
         began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
         for what, before, now in (
             *((name, getattr(began, name), getattr(self._config, name)) for name in ROUNDING),
-            ("parallel", began.parallel or Alone.parallel, self._team.parallel),
+            ("parallel", began.parallel or ALONE.parallel, self._team.parallel),
             ("torch", saved.torch, torch.__version__),
             ("evo", saved.evo, evo_version()),
         ):

@@ -39,13 +39,13 @@ class Team(Protocol):
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum over all processes that have their own tokens."""
 
-    def sum_gradients(self) -> None:
+    def sum_gradients(self, model: nn.Module) -> None:
         """Sum the gradients that are not summed yet."""
 
-    def gradient_norm(self, *, summed: bool) -> Tensor:
+    def gradient_norm(self, model: nn.Module, *, summed: bool) -> Tensor:
         """The norm of the whole gradient, before `sum_gradients` or after it."""
 
-    def clip(self, norm: Tensor, most: float) -> None:
+    def clip(self, model: nn.Module, norm: Tensor, most: float) -> None:
         """Scale the summed gradient, whose norm this is, down to at most that."""
 
     def any(self, flag: bool) -> bool:
@@ -71,9 +71,6 @@ class Alone:
     parallel = str(Parallel())
     exchanges = False
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
     def part(self, batch: HostBatch, rows: slice) -> HostBatch:
         return batch.rows(rows)
 
@@ -83,15 +80,15 @@ class Alone:
     def sum(self, numbers: Tensor) -> Tensor:
         return numbers
 
-    def sum_gradients(self) -> None:
+    def sum_gradients(self, model: nn.Module) -> None:
         """They are."""
 
-    def gradient_norm(self, *, summed: bool) -> Tensor:
-        gradients = [parameter.grad for parameter in self._parameters()]
+    def gradient_norm(self, model: nn.Module, *, summed: bool) -> Tensor:
+        gradients = [parameter.grad for parameter in _trained(model)]
         return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
-    def clip(self, norm: Tensor, most: float) -> None:
-        torch.nn.utils.clip_grads_with_norm_(self._parameters(), most, norm)
+    def clip(self, model: nn.Module, norm: Tensor, most: float) -> None:
+        torch.nn.utils.clip_grads_with_norm_(_trained(model), most, norm)
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -108,5 +105,9 @@ class Alone:
     def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
         return {name: LazyTensor.of(part) for name, part in parts.items()}
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+ALONE = Alone()
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -24,6 +24,7 @@ from sh2.parallel.processes import Processes
 from sh2.parallel.shares import local, shard_matrices, shares_of
 from sh2.parallel.tensor import cuts_of, share_channels
 from sh2.train.config import Precision, TrainConfig
+from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import HostBatch
 from sh2.train.team import Parts
 
@@ -51,6 +52,8 @@ class Together:
         _check(config, parallel)
         _check_backend(model.config, config)
         model.use_backend(config.backend)
+        if config.fp8_linears:
+            use_fp8_linears(model, torch.device(config.device))
         self.leads, self.parallel, self.exchanges = processes.leads, str(parallel), parallel.cp * parallel.tp > 1
         self._processes, self._shape, self._model = processes, parallel, model
         self._device = torch.device(config.device)
@@ -106,14 +109,14 @@ class Together:
         dist.all_reduce(total, group=self._shards)
         return total
 
-    def sum_gradients(self) -> None:
-        for loose in self._loose():
+    def sum_gradients(self, model: nn.Module) -> None:
+        for loose in self._loose(model):
             torch._foreach_copy_(loose.gradients, loose.totals)
 
-    def gradient_norm(self, *, summed: bool) -> Tensor:
-        sharded = [local(gradient) for _, gradient in self._gradients() if isinstance(gradient, DTensor)]
+    def gradient_norm(self, model: nn.Module, *, summed: bool) -> Tensor:
+        sharded = [local(gradient) for _, gradient in _gradients(model) if isinstance(gradient, DTensor)]
         parts = [(sharded, 1)]
-        parts += [(loose.totals, loose.copies) for loose in self._loose(summed=summed)]
+        parts += [(loose.totals, loose.copies) for loose in self._loose(model, summed=summed)]
         squares = torch.zeros((), dtype=torch.float64, device=self._device)
         for gradients, copies in parts:
             if gradients:
@@ -121,9 +124,9 @@ class Together:
         dist.all_reduce(squares)
         return squares.sqrt().float()
 
-    def clip(self, norm: Tensor, most: float) -> None:
+    def clip(self, model: nn.Module, norm: Tensor, most: float) -> None:
         factor = (most / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([local(gradient) for _, gradient in self._gradients()], factor)
+        torch._foreach_mul_([local(gradient) for _, gradient in _gradients(model)], factor)
 
     def any(self, flag: bool) -> bool:
         return self._processes.any(flag)
@@ -143,18 +146,14 @@ class Together:
     def shapes(self, names: Iterator[str]) -> dict[str, tuple[int, ...]]:
         return {name: self._shares.share_of(name).shape for name in names}
 
-    def _gradients(self) -> list[tuple[str, Tensor]]:
-        named = ((name, parameter.grad) for name, parameter in self._model.named_parameters())
-        return [(name, gradient) for name, gradient in named if gradient is not None]
-
-    def _loose(self, *, summed: bool = False) -> Iterator[_Loose]:
+    def _loose(self, model: nn.Module, *, summed: bool = False) -> Iterator[_Loose]:
         """What FSDP does not sum: first what is cut over tp, then what is whole in every process.
 
         Args:
             summed: it has been summed by now.
         """
         tp, shards = self._shape.tp, self._shape.shards
-        loose = [(name, gradient) for name, gradient in self._gradients() if not isinstance(gradient, DTensor)]
+        loose = [(name, gradient) for name, gradient in _gradients(model) if not isinstance(gradient, DTensor)]
         for cut in (True, False):
             mine = [gradient for name, gradient in loose if (self._shares.share_of(name).cut is not None) is cut]
             copies = shards if cut else shards * tp
@@ -170,6 +169,11 @@ class Together:
                 dist.all_reduce(total.div_(tp))
             pieces = total.split([gradient.numel() for gradient in mine])
             yield _Loose(mine, [piece.view_as(one) for piece, one in zip(pieces, mine, strict=True)], copies)
+
+
+def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
+    named = ((name, parameter.grad) for name, parameter in model.named_parameters())
+    return [(name, gradient) for name, gradient in named if gradient is not None]
 
 
 def _check(config: TrainConfig, parallel: Parallel) -> None:

@@ -35,11 +35,11 @@ def update(
         loss.backward()
         sums += torch.stack([loss.detach().double(), micro.base_nats.double(), micro.bases.double()])
         if first == 0 and config.accumulation > 1:
-            first_norm = team.gradient_norm(summed=False)
-    team.sum_gradients()
-    norm = team.gradient_norm(summed=True)
+            first_norm = team.gradient_norm(model, summed=False)
+    team.sum_gradients(model)
+    norm = team.gradient_norm(model, summed=True)
     if config.clip:
-        team.clip(norm, config.clip)
+        team.clip(model, norm, config.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

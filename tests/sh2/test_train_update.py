@@ -16,7 +16,7 @@ from sh2.train.loader import HostBatch
 from sh2.train.loss import loss_sums
 from sh2.train.optimizer import Role, build_optimizer, decay_groups, optimizer_tensors, restore_optimizer, role_of
 from sh2.train.schedule import learning_rate
-from sh2.train.team import Alone
+from sh2.train.team import ALONE
 from sh2.train.validation import validate
 from sh2.train.windows import micro_batch_sums
 
@@ -126,7 +126,7 @@ def gradients(model, batch, config, rows):
     model.zero_grad()
     scale = 1 / batch.weight
     for part in rows:
-        sums = micro_batch_sums(model, batch, part, config, Alone(model))
+        sums = micro_batch_sums(model, batch, part, config, ALONE)
         (sums.weighted_nats * scale).backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -152,7 +152,7 @@ def test_validation_is_the_mean_over_all_windows_whatever_the_batch_size():
 
     for batch_size in (1, 3, 7):
         config = TrainConfig(steps=1, batch_size=batch_size, valid_windows=100)
-        validation = validate(model, source, config, Alone(model))
+        validation = validate(model, source, config, ALONE)
 
         assert validation.loss == pytest.approx(((nats * weights).sum() / weights.sum()).item(), rel=1e-6)
         assert validation.bits_per_base == pytest.approx(nats[weights > 0].mean().item() / math.log(2), rel=1e-6)
