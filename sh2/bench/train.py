@@ -25,7 +25,7 @@ from sh2.train.config import Precision, TrainConfig
 from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import HostBatch
 from sh2.train.optimizer import build_optimizer
-from sh2.train.team import Alone
+from sh2.train.team import ALONE
 from sh2.train.update import update
 
 _WARM_UP = 3  # updates: compiling, and the first that allocates the moments
@@ -129,7 +129,7 @@ class TrainBench:
             compile_blocks(model)
         optimizer = build_optimizer(model, config)
         batch = HostBatch.of(_random_windows(config), pinned=gpu)
-        make = partial(update, model, optimizer, batch, config, Alone(model), lr=1e-4)
+        make = partial(update, model, optimizer, batch, config, ALONE, lr=1e-4)
         with many_graphs():
             self._updates(_WARM_UP - 1, make)
             if gpu:
