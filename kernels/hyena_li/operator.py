@@ -133,7 +133,7 @@ def _forward(
 
     with torch.cuda.device_of(z_BLE):
         y_BLD, modes_BDN, before_BSND = forward(
-            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D, modes_BDN), rows
+            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D, modes_BDN, rows)
         )
     return y_BLD, _last_inputs(z_BLE, past_BPE), modes_BDN, before_BSND
 
@@ -173,9 +173,7 @@ def _backward(
         gradients = backward(
             dy_BLD.contiguous(),
             log_poles_DN.new_zeros(B, D, N) if dmodes_BDN is None else dmodes_BDN.contiguous(),
-            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D),
-            before_BSND,
-            rows,
+            *packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D, before_BSND, rows),
         )
     if dlast_BPE is not None:
         from_past = max(past_BPE.shape[1] - z_BLE.shape[1], 0)
@@ -215,10 +213,10 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dmodes: Te
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def packed(z_BLE: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """The kernels take z with any distance between rows, but a row in one piece; all else contiguous."""
+def packed(z_BLE: Tensor, *others: Tensor | int | None) -> tuple[Any, ...]:
+    """The kernels take z with any distance between rows, but a row in one piece; all other tensors contiguous."""
     z_BLE = z_BLE if z_BLE.stride(-1) == 1 else z_BLE.contiguous()
-    return z_BLE, *(None if tensor is None else tensor.contiguous() for tensor in others)
+    return z_BLE, *(other.contiguous() if isinstance(other, Tensor) else other for other in others)
 
 
 def _last_inputs(z_BLE: Tensor, past_BPE: Tensor) -> Tensor:
@@ -243,11 +241,8 @@ def _step(
     from kernels.hyena_li.step import step
 
     with torch.cuda.device_of(z_BE):
-        return step(
-            *packed(z_BE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D),
-            past_BPE,
-            modes_BDN,
-        )
+        inputs = (*packed(z_BE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D), past_BPE, modes_BDN)
+        return step(*inputs)
 
 
 @_step.register_fake

@@ -138,7 +138,7 @@ def _summary(
     from kernels.hyena_li.forward import summary
 
     with torch.cuda.device_of(z_BLE):
-        return summary(*packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN), rows)
+        return summary(*packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, rows))
 
 
 @_summary.register_fake
@@ -162,10 +162,11 @@ def _outputs_of(
     """Return y_BLD of the modes before the piece and what every segment adds to them."""
     from kernels.hyena_li.forward import carry, outputs
 
-    inputs = packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D)
     with torch.cuda.device_of(z_BLE):
-        before_BSND = carry(inputs[4], modes_BDN.contiguous(), gifts_BSND, torch.empty_like(gifts_BSND), rows)
-        return outputs(*inputs, before_BSND, rows)[0]
+        before_BSND = torch.empty_like(gifts_BSND)
+        carry(log_poles_DN.contiguous(), modes_BDN.contiguous(), gifts_BSND, before_BSND, rows)
+        filters = (featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D)
+        return outputs(*packed(z_BLE, past_BPE, *filters, before_BSND, rows))[0]
 
 
 @_outputs_of.register_fake
@@ -187,9 +188,9 @@ def _summary_of_gradients(
     """Return what every segment adds to the adjoints, and the gradient of the modes before the piece."""
     from kernels.hyena_li.backward import summary
 
-    inputs = packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN)
     with torch.cuda.device_of(z_BLE):
-        return summary(dy_BLD.contiguous(), *inputs, rows)
+        inputs = packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, rows)
+        return summary(dy_BLD.contiguous(), *inputs)
 
 
 @_summary_of_gradients.register_fake
@@ -218,16 +219,15 @@ def _gradients(
     from kernels.hyena_li.forward import carry
 
     L, F = z_BLE.shape[1], featurizer_EK.shape[1]
-    inputs = packed(z_BLE, past_BPE, featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D)
-    log_poles_DN, residues_DN = inputs[4:6]
+    filters = (featurizer_EK, bias_E, log_poles_DN, residues_DN, skip_D)
     modes_BDN, dadded_BDN = modes_BDN.contiguous(), dadded_BDN.contiguous()
+    poles = log_poles_DN.contiguous(), residues_DN.contiguous()
     with torch.cuda.device_of(z_BLE):
-        before_BSND = carry(log_poles_DN, modes_BDN, gifts_BSND, torch.empty_like(gifts_BSND), rows)
-        after_BSND = torch.empty_like(back_BSND)
-        carry_back(log_poles_DN, residues_DN, dadded_BDN, back_BSND, after_BSND, L, F, rows)
-        dz, dpast, dtaps, dbias, dlog_poles_DN, dresidues, dskip, _ = gradients(
-            dy_BLD.contiguous(), *inputs, before_BSND, after_BSND, rows
-        )
+        before_BSND, after_BSND = torch.empty_like(gifts_BSND), torch.empty_like(back_BSND)
+        carry(poles[0], modes_BDN, gifts_BSND, before_BSND, rows)
+        carry_back(*poles, dadded_BDN, back_BSND, after_BSND, L, F, rows)
+        inputs = packed(z_BLE, past_BPE, *filters, before_BSND, after_BSND, rows)
+        dz, dpast, dtaps, dbias, dlog_poles_DN, dresidues, dskip, _ = gradients(dy_BLD.contiguous(), *inputs)
         # the walks see modes and adjoints whole: the modes before the piece are no part of what it adds
         dlog_poles_DN -= L * torch.exp(log_poles_DN * L) * (modes_BDN * dadded_BDN).sum(0)
     return dz, dpast, dtaps, dbias, dlog_poles_DN, dresidues, dskip
