@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kernels import hyena_fir, hyena_li
+from kernels import hyena_fir, hyena_li, hyena_li_piece
 from sh2.errors import Sh2Error
 from sh2.mixers import Attention, HyenaLI
 from sh2.mixers.cache import KVDtype
@@ -30,11 +30,11 @@ from sh2.mixers.hyena import HyenaFir
 from sh2.model import StripedHyena2
 from sh2.parallel import all_to_all, fft, halo, modal, ring
 from sh2.parallel.exchange import Ranks
-from sh2.parallel.halo import Filters, Operator
+from sh2.parallel.halo import Filters
 from sh2.parallel.sharding import Sharding, Shards
 from sh2.state import ModelState
 
-Convolve = Callable[[Ranks, Operator, Filters, Tensor], Tensor]
+Convolve = Callable[[Ranks, Callable[..., Any], Filters, Tensor], Tensor]
 
 
 class ConvolutionMethod(StrEnum):
@@ -63,13 +63,13 @@ _FIR: dict[ConvolutionMethod, Convolve] = {
     ConvolutionMethod.P2P_OVERLAPPED: halo.by_halo_overlapped,
     ConvolutionMethod.P2P_FFT: halo.by_halo_overlapped,
 }
-_MODAL: dict[ConvolutionMethod, Convolve] = {
-    ConvolutionMethod.STATE: modal.by_state,
-    ConvolutionMethod.A2A: all_to_all.by_channels,
-    ConvolutionMethod.A2A_PIPELINED: all_to_all.by_channels_pipelined,
-    ConvolutionMethod.P2P: modal.by_state,
-    ConvolutionMethod.P2P_OVERLAPPED: modal.by_state,
-    ConvolutionMethod.P2P_FFT: fft.by_fft,
+_MODAL: dict[ConvolutionMethod, tuple[Convolve, Callable[..., Any]]] = {
+    ConvolutionMethod.STATE: (modal.by_state, hyena_li_piece),
+    ConvolutionMethod.A2A: (all_to_all.by_channels, hyena_li),
+    ConvolutionMethod.A2A_PIPELINED: (all_to_all.by_channels_pipelined, hyena_li),
+    ConvolutionMethod.P2P: (modal.by_state, hyena_li_piece),
+    ConvolutionMethod.P2P_OVERLAPPED: (modal.by_state, hyena_li_piece),
+    ConvolutionMethod.P2P_FFT: (fft.by_fft, hyena_li),
 }
 _ATTENTION = {AttentionMethod.RING: ring.ring, AttentionMethod.A2A: all_to_all.heads}
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -153,13 +153,14 @@ def parallelise(
     if ranks.shards.ranks == 1:
         return context
     # torch.compile traces no exchanges: it leaves a graph before one and enters another behind it
-    fir, long, attend = map(torch.compiler.disable, (_FIR[methods[0]], _MODAL[methods[0]], _ATTENTION[methods[1]]))
+    through, operator = _MODAL[methods[0]]
+    fir, long, attend = map(torch.compiler.disable, (_FIR[methods[0]], through, _ATTENTION[methods[1]]))
     for module in model.modules():
         match module:
             case HyenaFir():
                 _replace(module, "forward", partial(_convolved, module, hyena_fir, fir, ranks))
             case HyenaLI():
-                _replace(module, "forward", partial(_convolved, module, hyena_li, long, ranks))
+                _replace(module, "forward", partial(_convolved, module, operator, long, ranks))
             case Attention():
                 _replace(module, "forward", partial(_attended, module, attend, ranks))
     _replace(model, "hidden", partial(_hidden, model.hidden, ranks))
@@ -172,7 +173,12 @@ def _replace(module: nn.Module, method: str, function: Callable[..., Any]) -> No
 
 
 def _convolved(
-    mixer: HyenaFir | HyenaLI, operator: Operator, convolve: Convolve, ranks: Ranks, x_BLD: Tensor, _: None = None
+    mixer: HyenaFir | HyenaLI,
+    operator: Callable[..., Any],
+    convolve: Convolve,
+    ranks: Ranks,
+    x_BLD: Tensor,
+    _: None = None,
 ) -> tuple[Tensor, None]:
     operator = partial(operator, backend=mixer.backend)
     return mixer.output(convolve(ranks, operator, mixer.filters(), mixer.input(x_BLD))), None

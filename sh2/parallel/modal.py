@@ -6,32 +6,30 @@ With e_j the modes that piece j of l tokens adds to the modes at its end, the mo
 
 All e_j are gathered at once: N numbers a channel and piece, whatever the length. (Not in the paper, which convolves
 long filters by all-to-all or by an FFT across ranks.) Backward is the mirror image: the gradients of the e_j are summed
-over the later pieces and scattered.
+over the later pieces and scattered. The operator stops halfway for both, and no row is run twice.
 """
 
 # B batch, P pieces a rank, C pieces in all, X = B P rows, l tokens a piece, D width, E = 3D, N modes, H rows
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from kernels import ModalState
+from kernels import ModalPiece
 from sh2.parallel.exchange import AllGather, Ranks, exchanged
-from sh2.parallel.halo import Filters, Operator, borders, from_before
+from sh2.parallel.halo import Filters, borders, from_before
 
 
-def by_state(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
-    """Run every piece from zero for the modes at its end, gather these, and run it from the modes before it."""
+def by_state(ranks: Ranks, operator: Callable[..., ModalPiece], filters: Filters, z_BLE: Tensor) -> Tensor:
+    """Sum every piece up, gather what they add to the modes, and go on from the modes before each."""
     featurizer_EF, _, log_poles_DN, _, _ = filters
     assert featurizer_EF is not None
     assert log_poles_DN is not None
     z_XlE, _, tail_XHE = borders(ranks, z_BLE, featurizer_EF.shape[1] - 1)
-    halo_XHE = from_before(ranks, tail_XHE)
-    wide = torch.promote_types(z_BLE.dtype, torch.float32)
-    zeros_XDN = z_XlE.new_zeros(len(z_XlE), *log_poles_DN.shape, dtype=wide)
-    _, end = operator(z_XlE, *filters, ModalState(halo_XHE, zeros_XDN))
-    modes_XDN = before(ranks, end.modes_BDN, log_poles_DN, z_XlE.shape[1])
-    y_XlD, _ = operator(z_XlE, *filters, ModalState(halo_XHE, modes_XDN))
-    return ranks.shards.unrows(y_XlD)
+    piece = operator(z_XlE, *filters, from_before(ranks, tail_XHE))
+    modes_XDN = before(ranks, piece.added_BDN, log_poles_DN, z_XlE.shape[1])
+    return ranks.shards.unrows(piece.outputs(modes_XDN))
 
 
 def before(ranks: Ranks, added_XDN: Tensor, log_poles_DN: Tensor, length: int) -> Tensor:

@@ -148,10 +148,8 @@ def joined(place: Place, device: str) -> Iterator[Processes]:
         raise Sh2Error(f"cannot meet the other processes at {place.address}:{place.port}: {error}").hint(
             "set MASTER_ADDR to a name or address of the first machine that the others reach, or MASTER_PORT"
         ) from None
-    try:
-        yield Processes(place, store)
-    finally:
-        dist.destroy_process_group()
+    yield Processes(place, store)
+    dist.destroy_process_group()  # where something failed this would wait for processes that are gone
 
 
 def take_gpu(place: Place, gpus: int) -> None:
