@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from evo_cli.inference import say, warn
-from evo_cli.model_choice import model_config
+from sh2.checkpoint.source import open_model
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.extension import Extension, extend
 from sh2.model import StripedHyena2
-from sh2.train.checkpoints import Checkpoints
+from sh2.presets import PUBLISHED
 from sh2.train.config import TrainConfig, model_from_table, read_value
 from sh2.train.folder import RunFolder
 from sh2.train.freeze import freeze
@@ -40,24 +40,28 @@ def shape_of(table: Mapping[str, Any], train: TrainConfig) -> tuple[ModelConfig,
     if "preset" in values:
         raise Sh2Error("`--preset` and `--from` cannot both be given: a model that is there has its shape")
     complete = "width" in values
-    config = model_from_table(values if complete else {**model_config(start)[0].to_dict(), **values})
+    config = model_from_table(values if complete else {**_shape(start).to_dict(), **values})
     if by is not None:
         config = extend(config, train.length, read_value("model", "extend_by", Extension, by))
     return replace(config, context=max(config.context, train.length)), start
 
 
-def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: RunFolder) -> None:
+def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: RunFolder) -> bool:
     """Put the weights in place that the run begins from, and say what is trained; a checkpoint comes over them.
+
+    Returns:
+        Whether they are in place; where there is a checkpoint they need not be, and `start` may be gone.
 
     Raises:
         Sh2Error: the weights cannot be read or do not fit, or what is frozen or adapted is not there.
     """
     lora = train.lora
-    # beside adapters, a checkpoint has no weights
-    if start is not None and (lora is not None or not Checkpoints(folder.checkpoints, keep_last=1).steps()):
+    # beside adapters, a checkpoint's weights are not those they were added to
+    needed = lora is not None or all(path.suffix for path in folder.checkpoints.glob("step_*"))
+    if start is not None and needed:
         begin_from(model, start)
         say(f"from: {start}")
-        was = model_config(start)[0]
+        was = _shape(start)
         if train.length > was.context and _positions(was) == _positions(model.config):
             warn(
                 f"windows of {train.length:,} bp are longer than the context of the model, {was.context:,} bp: "
@@ -73,6 +77,14 @@ def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: R
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         every = sum(parameter.numel() for parameter in model.parameters())
         say(f"trained: {trained:,} of {every:,} parameters{' (adapters)' if lora else ''}")
+    return start is None or needed
+
+
+def _shape(start: str) -> ModelConfig:
+    """The configuration of a model that is there; that of a published one is known before it is downloaded."""
+    if start in PUBLISHED and not Path(start).exists():
+        return PUBLISHED[start]
+    return open_model(start).config
 
 
 def _positions(config: ModelConfig) -> tuple[float, float]:

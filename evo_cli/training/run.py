@@ -19,7 +19,7 @@ from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from evo_cli.training.data import RunData, open_data
 from evo_cli.training.model import begin
 from evo_cli.training.watch import BarObserver, Observers, StopSignals
-from sh2.accounting import training_bytes
+from sh2.accounting import training_bytes, weight_bytes
 from sh2.checkpoint.adapters import save_adapters
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
@@ -72,7 +72,7 @@ def _train(run: RunConfig, data: RunData, folder: RunFolder, *, resume: bool, te
     _check_memory(run)
     model = StripedHyena2(run.model, seed=run.train.seed).to(run.train.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    begin(model, run.start, run.train, folder)
+    begun = begin(model, run.start, run.train, folder)
     observers = Observers()
     trainer = Trainer(
         model,
@@ -85,6 +85,10 @@ def _train(run: RunConfig, data: RunData, folder: RunFolder, *, resume: bool, te
     )
     with StopSignals() as signals:
         step = trainer.restore()
+        if not (step or begun):
+            raise Sh2Error(f"no checkpoint in {folder.checkpoints} is whole").hint(
+                f"train into another folder, from {run.start} again"
+            )
         write_atomically(folder.config, run.to_toml().encode())
         sessions = _sessions(folder)
         write_json(folder.description, describe_run(run, data, parameters=parameters, from_step=step, before=sessions))
@@ -111,7 +115,9 @@ def _check_memory(run: RunConfig) -> None:
     Raises:
         Sh2Error: names both sizes.
     """
-    needed, there = training_bytes(run.model), memory_bytes(run.train.device)
+    adapted = run.train.lora is not None
+    needed = weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model)
+    there = memory_bytes(run.train.device)
     if needed > there:
         raise Sh2Error(
             f"training this model takes {needed / 2**30:,.1f} GiB before activations; {run.train.device} has "
