@@ -10,6 +10,7 @@ from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
+from kernels.packed_linear import packed_linear
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
 
@@ -30,6 +31,7 @@ __all__ = [
     "merge_attention",
     "modal_scan",
     "pack",
+    "packed_linear",
     "rms_norm",
     "rotate",
     "unpack",

@@ -1,0 +1,13 @@
+"""A linear layer of a packed weight in plain torch: the weight's numbers, rounded to the input's dtype, for a moment."""
+
+# D inputs, E outputs; X any leading dimensions
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.attention_step.reference import unpack
+
+
+def packed_linear(x_XD: Tensor, codes_ED: Tensor, units_E: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """y = x (codes * units)^T + bias."""
+    return F.linear(x_XD, unpack(codes_ED, units_E, x_XD.dtype), bias_E)
