@@ -9,6 +9,8 @@ The operator is a causal map (z, state) -> (y, state), so all three ways are a f
     p2p               the last H rows of z are sent; the state is made of them, and the piece runs from it (paper 4).
     p2p-overlapped    the same rows travel while the piece runs from zeros (paper 4; there the halo's part is added to
                       the first outputs, which the gates around the filter do not allow: they run again).
+
+What runs beside the pieces is a few rows, and so must be what is moved in memory: no gradient of a piece is copied.
 """
 
 # B batch, P pieces a rank, X = B P rows, l tokens a piece, D width, E = 3D, F featurizer taps, K inner taps, H rows
@@ -34,9 +36,7 @@ def by_state(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) 
     z_XlE, head_XHE, tail_XHE = _with_borders(ranks, filters, z_BLE)
     sent = _send(ranks, *operator(tail_XHE, *filters, None)[1])
     y_XlD, _ = operator(z_XlE, *filters, None)
-    state = FirState(*_received(ranks, sent))
-    y_XHD, _ = operator(head_XHE, *filters, state)
-    return ranks.shards.unrows(_Patch.apply(y_XlD, y_XHD))
+    return ranks.shards.unrows(_corrected(operator, filters, y_XlD, head_XHE, FirState(*_received(ranks, sent))))
 
 
 def by_halo(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def by_halo_overlapped(ranks: Ranks, operator: Operator, filters: Filters, z_BLE
     sent = _send(ranks, tail_XHE)
     y_XlD, _ = operator(z_XlE, *filters, None)
     (halo_XHE,) = _received(ranks, sent)
-    y_XHD, _ = operator(head_XHE, *filters, _state_of(ranks, operator, filters, halo_XHE))
-    return ranks.shards.unrows(_Patch.apply(y_XlD, y_XHD))
+    state = _state_of(ranks, operator, filters, halo_XHE)
+    return ranks.shards.unrows(_corrected(operator, filters, y_XlD, head_XHE, state))
 
 
 def borders(ranks: Ranks, z_BLE: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,6 +101,13 @@ def _state_of(ranks: Ranks, operator: Operator, filters: Filters, halo_XHE: Tens
     return FirState(state.featurizer_BPE, ranks.shards.by_row(inner))
 
 
+def _corrected(operator: Operator, filters: Filters, y_XlD: Tensor, head_XHE: Tensor, state: FirState) -> Tensor:
+    """Give outputs from a state of zeros the first rows that they have from the true one."""
+    both = FirState(*(torch.cat([tensor, torch.zeros_like(tensor)]) for tensor in state))
+    true_XHD, zero_XHD = operator(torch.cat([head_XHE, head_XHE]), *filters, both)[0].chunk(2)
+    return _Correction.apply(y_XlD, true_XHD, zero_XHD)
+
+
 class _Borders(torch.autograd.Function):
     """Copies of the first and last rows. Slices cost what a filter does: each has a gradient of the whole size."""
 
@@ -112,26 +119,24 @@ class _Borders(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         dz_XlE, dhead_XHE, dtail_XHE = grads
-        dz_XlE = dz_XlE.clone()
+        # in place: one operator has read z, and what it gives for its gradient is nobody else's
         dz_XlE[:, : ctx.rows] += dhead_XHE
         dz_XlE[:, dz_XlE.shape[1] - ctx.rows :] += dtail_XHE
         return dz_XlE, None
 
 
-class _Patch(torch.autograd.Function):
-    """Puts rows in place of the first ones, in place."""
+class _Correction(torch.autograd.Function):
+    """Adds one thing to the first rows of outputs and takes away another, which is what they are."""
 
     @staticmethod
-    def forward(ctx: Any, y_XlD: Tensor, head_XHD: Tensor) -> Tensor:
-        ctx.rows = head_XHD.shape[1]
-        y_XlD[:, : ctx.rows] = head_XHD
+    def forward(ctx: Any, y_XlD: Tensor, true_XHD: Tensor, zero_XHD: Tensor) -> Tensor:
+        ctx.rows = true_XHD.shape[1]
+        y_XlD[:, : ctx.rows] = true_XHD
         ctx.mark_dirty(y_XlD)
         return y_XlD
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (dy_XlD,) = grads
-        dhead_XHD = dy_XlD[:, : ctx.rows].clone()
-        dy_XlD = dy_XlD.clone()
-        dy_XlD[:, : ctx.rows] = 0
-        return dy_XlD, dhead_XHD
+        dhead_XHD = dy_XlD[:, : ctx.rows]
+        return dy_XlD, dhead_XHD, -dhead_XHD
