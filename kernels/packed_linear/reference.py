@@ -1,4 +1,4 @@
-"""A linear layer of a packed weight in plain torch: the weight's numbers, rounded to the input's dtype, for a moment."""
+"""A linear layer of a packed weight in plain torch: the weight's numbers are there for a moment."""
 
 # D inputs, E outputs; X any leading dimensions
 

@@ -1,6 +1,6 @@
 """A packed weight times a few rows in Triton: every code is read once, as a byte, and multiplied with all rows."""
 
-# M rows, D inputs, E outputs; R outputs a program, N inputs at once
+# M rows, D inputs, E outputs; R outputs a program, N inputs at once, U times as many on their way
 
 import torch
 import triton
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kernels.rows import FUSED
 
-OUTPUTS, INPUTS, WARPS = 4, 1024, 4
-_SUMS = 2048  # of an output, of all rows: with more, registers run out
+# the same for any number of rows, so that none changes the order in which another's sums are taken
+OUTPUTS, INPUTS, AHEAD, WARPS = 4, 256, 4, 4
 
 
 @triton.jit
 def packed_kernel(
     x, codes, units, bias, y, D, E,
-    M: tl.constexpr, R: tl.constexpr, N: tl.constexpr, BIAS: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr, N: tl.constexpr, U: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """R outputs of all rows."""
     output_R = tl.program_id(0) * R + tl.arange(0, R)
@@ -25,16 +25,20 @@ def packed_kernel(
     sums = ()
     for _ in tl.static_range(M):
         sums = sums + (tl.zeros((R, N), tl.float32),)
-    for start in range(0, D, N):
-        input_N = start + tl.arange(0, N)
-        mask_N = input_N < D
-        weight_RN = tl.load(codes + at_R1 + input_N[None, :], mask=mask_R[:, None] & mask_N[None, :], other=0.0)
-        weight_RN = weight_RN.to(tl.float32)
-        new_sums = ()
-        for m in tl.static_range(M):
-            x_N = tl.load(x + m * D + input_N, mask=mask_N, other=0.0).to(tl.float32)
-            new_sums = new_sums + (sums[m] + weight_RN * x_N[None, :],)
-        sums = new_sums
+    for start in range(0, D, N * U):
+        codes_read = ()
+        for u in tl.static_range(U):
+            input_N = start + u * N + tl.arange(0, N)
+            mask_RN = mask_R[:, None] & (input_N < D)[None, :]
+            codes_read = codes_read + (tl.load(codes + at_R1 + input_N[None, :], mask=mask_RN, other=0.0),)
+        for u in tl.static_range(U):
+            input_N = start + u * N + tl.arange(0, N)
+            weight_RN = codes_read[u].to(tl.float32)
+            new_sums = ()
+            for m in tl.static_range(M):
+                x_N = tl.load(x + m * D + input_N, mask=input_N < D, other=0.0).to(tl.float32)
+                new_sums = new_sums + (sums[m] + weight_RN * x_N[None, :],)
+            sums = new_sums
     unit_R = tl.load(units + output_R, mask=mask_R, other=0.0)
     for m in tl.static_range(M):
         y_R = tl.sum(sums[m], axis=1) * unit_R
@@ -47,9 +51,8 @@ def multiply(x_MD: Tensor, codes_ED: Tensor, units_E: Tensor, bias_E: Tensor | N
     """Run the kernel on contiguous tensors."""
     (M, D), E = x_MD.shape, codes_ED.shape[0]
     y_ME = x_MD.new_empty(M, E)
-    at_once = min(INPUTS, _SUMS // triton.next_power_of_2(M), triton.next_power_of_2(D))
     packed_kernel[(triton.cdiv(E, OUTPUTS),)](
         x_MD, codes_ED.view(torch.float8_e4m3fn), units_E, units_E if bias_E is None else bias_E, y_ME, D, E,
-        M, OUTPUTS, at_once, bias_E is not None, num_warps=WARPS, **FUSED,
+        M, OUTPUTS, INPUTS, AHEAD, bias_E is not None, num_warps=WARPS, **FUSED,
     )  # fmt: skip
     return y_ME
