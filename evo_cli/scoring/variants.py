@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sh2.model import StripedHyena2
 
 _WINDOWS = 64  # that are held and scored together: enough to fill batches
-# alleles of shared windows that are, fewer or more: the more, the fewer bases each of them reads, so that calls are large
+# alleles of shared windows that are: the more, the fewer bases each of them reads, so that calls are large
 _ALLELES, _MOST_ALLELES, _READ = 2048, 8192, 1 << 22
 # neighbours within so many bases continue one state; what they read anew for it must be little beside what follows
 _SPACING = 16

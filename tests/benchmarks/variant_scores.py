@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,10 +37,10 @@ class Counted:
 
     def __init__(self, model: StripedHyena2) -> None:
         self.tokens = self.pieces = 0
-        self._hidden = model.hidden
-        model.hidden = self._count  # type: ignore[method-assign]
+        self._hidden: Any = model.hidden
+        model.hidden = self._count  # type: ignore[assignment, method-assign]
 
-    def _count(self, ids_BL: torch.Tensor, state=None):  # type: ignore[no-untyped-def]
+    def _count(self, ids_BL: torch.Tensor, state: Any = None) -> Any:
         self.tokens += ids_BL.numel()
         self.pieces += 1
         return self._hidden(ids_BL, state)
@@ -78,7 +79,7 @@ def timed(
         torch.cuda.reset_peak_memory_stats(device)
     alleles, counted = alleles_of(case, reference, sites, options.rule.length), Counted(model)
     seconds = score(alleles)
-    del model.hidden  # type: ignore[method-assign] - the counting one
+    del model.hidden  # type: ignore[method-assign]
     return {
         "what": f"{case} SNVs of E. coli 536, both strands",
         "window": options.rule.length,
