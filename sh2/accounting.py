@@ -4,11 +4,11 @@
 
 from dataclasses import dataclass
 
-from sh2.config import Activation, FeedForward, MixerKind, ModelConfig
+from sh2.config import FeedForward, MixerKind, ModelConfig
 
 _BYTES = {"fp32": 4, "bf16": 2}
-_SCAN = 64  # tokens of a chunk of Hyena-LI's scan in plain torch, and the least rows of a segment in Triton
-_LEAST_ROWS = 16  # of the matrices that filters are in plain torch
+SCAN = 64  # tokens of a chunk of Hyena-LI's scan in plain torch, and the least rows of a segment in Triton
+LEAST_ROWS = 16  # of the matrices that filters are in plain torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +188,7 @@ def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Num
         return tokens * (projected + D * size + D * (8 if size == 4 else 12))
     # FP8 with a scale a token: the codes, the sums in float32, these scaled, and rounded
     quantised = D * (1 + 2 * 3 * 4 + 3 * size) if numbers.projections else 0
-    modes = 4 * D * config.num_modes // _SCAN  # states between chunks or segments
+    modes = 4 * D * config.num_modes // SCAN  # states between chunks or segments
     if numbers.fused:
         return tokens * max(4 * D * size + (modes if kind is MixerKind.HYENA_LI else 0), quantised)
     # in float32: the projection, if that is another dtype, and padded; q, k, v; then the gated input
@@ -198,57 +198,23 @@ def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Num
         inner = 3 * 4 * D + modes
     else:
         taps = config.se_taps if kind is MixerKind.HYENA_SE else config.mr_taps
-        rows = max(taps, _LEAST_ROWS)
+        rows = max(taps, LEAST_ROWS)
         inner = 4 * D * (3 * rows + taps - 1) // rows
-    return max(tokens * max(featurizer, quantised), tokens * (gated + inner) + _matrix_bytes(config, kind))
+    return max(tokens * max(featurizer, quantised), tokens * (gated + inner) + matrix_bytes(config, kind))
 
 
-def _matrix_bytes(config: ModelConfig, kind: MixerKind) -> int:
+def matrix_bytes(config: ModelConfig, kind: MixerKind) -> int:
     """The matrices that plain torch makes of a mixer's filters, whatever the length."""
     if kind is MixerKind.ATTENTION:
         return 0
     if kind is MixerKind.HYENA_LI:
-        return 4 * config.width * _SCAN * (_SCAN + 3 * config.num_modes)
+        return 4 * config.width * SCAN * (SCAN + 3 * config.num_modes)
     se = kind is MixerKind.HYENA_SE
     groups, taps = (config.se_groups, config.se_taps) if se else (config.mr_groups, config.mr_taps)
-    rows = max(taps, _LEAST_ROWS)
+    rows = max(taps, LEAST_ROWS)
     return 4 * groups * rows * (rows + taps - 1)
 
 
 def training_bytes(config: ModelConfig) -> int:
     """Memory of weights, gradients and Adam's two moments in fp32, in bytes; activations come on top."""
     return 16 * count_parameters(config)
-
-
-def saved_bytes(config: ModelConfig, tokens: int, numbers: Numbers) -> int:
-    """Memory of what a forward keeps for its backward, in bytes, over float32 weights: `bf16` is autocast.
-
-    A norm keeps its input and that over its root mean square, in float32, and its result; products keep their operands,
-    operators their inputs, and in plain torch every step of theirs in float32.
-    """
-    D, size, narrow = config.width, numbers.size, numbers.size < 4
-    total = matrices = 0
-    for layer, kind in enumerate(config.kinds):
-        total += 2 * D * (8 + size) + _saved_of_mixer(config, kind, numbers)
-        smooth = config.activation_of(layer) is not Activation.IDENTITY
-        if config.feed_forward is FeedForward.HYENA_SE:
-            total += _saved_of_mixer(config, MixerKind.HYENA_SE, numbers)
-        else:
-            total += (3 + smooth) * config.mlp_width * size + 2 * D * narrow
-        matrices += 0 if numbers.fused else _matrix_bytes(config, kind)
-    return tokens * (total + D * (8 + size) + 4 * config.vocab_size) + matrices  # the last norm, and log-probabilities
-
-
-def _saved_of_mixer(config: ModelConfig, kind: MixerKind, numbers: Numbers) -> int:
-    """What a mixer keeps for one token."""
-    D, narrow = config.width, numbers.size < 4
-    if kind is MixerKind.ATTENTION:  # and the angles, and the softmax's sums
-        return D * (12 if narrow else 24) + 4 * config.head_dim + 4 * config.num_heads
-    modes = 4 * D * config.num_modes // _SCAN
-    if numbers.fused:
-        return D * (8 if narrow else 16) + (modes if kind is MixerKind.HYENA_LI else 0)
-    if kind is MixerKind.HYENA_LI:
-        return D * (46 if narrow else 48) + modes
-    taps, skip = (config.se_taps, config.se_skip) if kind is MixerKind.HYENA_SE else (config.mr_taps, config.mr_skip)
-    rows = max(taps, _LEAST_ROWS)
-    return D * ((30 if narrow else 32) + 4 * skip) + 4 * D * (rows + taps - 1) // rows

@@ -12,13 +12,14 @@ from sh2.accounting import (
     forward_flops,
     kv_cache_bytes,
     projection_copies_bytes,
-    saved_bytes,
     state_bytes,
     weight_bytes,
 )
 from sh2.config import MixerKind, ModelConfig
 from sh2.mixers.cache import reserved
+from sh2.recompute import Recompute
 from sh2.speeds import Line, Speeds
+from sh2.training_memory import training_peak_bytes
 
 CHUNK = 8192  # tokens of a row that are run at once, at most
 _LEAST_CHUNK = 64
@@ -41,7 +42,8 @@ class Plan:
     """A task of a certain size on a certain device.
 
     length: tokens of a sequence; of a window, in training. prompt: of these, how many are given, in generation.
-    batch: sequences at once: records that share a batch, samples of one prompt, windows of an update.
+    batch: sequences at once: records that share a batch, samples of one prompt, windows of a forward pass in training.
+    accumulation, recompute: in training, forward passes of an update, and what their backwards make again.
     room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
     """
 
@@ -52,6 +54,8 @@ class Plan:
     prompt: int = 1
     numbers: Numbers
     kv_dtype: str | None = None  # `fp8`, or None for the dtype of `numbers`
+    accumulation: int = 1
+    recompute: Recompute = Recompute.NONE
     room: int
     gpu: bool
 
@@ -153,15 +157,13 @@ def _writing_memory(plan: Plan) -> Memory:
 
 
 def _training_memory(plan: Plan) -> Memory:
-    parameters, tokens = count_parameters(plan.config), plan.batch * plan.length
-    kept = saved_bytes(plan.config, tokens, plan.numbers)
-    copies = 2 * parameters if plan.numbers.dtype == "bf16" else 0
-    gradients = tokens * 8 * plan.config.vocab_size  # of the logits: the first of the backward, when most is kept
-    # gradients of weights take the place of activations: there is either all of these or all of those
+    parameters = count_parameters(plan.config)
+    peak = training_peak_bytes(plan.config, plan.batch * plan.length, plan.numbers, plan.recompute)
     return Memory(
         weights=plan.weights(),
         optimizer=8 * parameters,
-        activations=max(kept + copies + gradients, 4 * parameters),
+        # from the second forward pass on, all gradients of weights are there beside activations
+        activations=peak if plan.accumulation == 1 else peak + 4 * parameters,
         runtime=runtime_bytes(plan.gpu),
     )
 
@@ -241,11 +243,16 @@ def predict_seconds(plan: Plan, speeds: Speeds) -> Duration:
     if plan.task is Task.GENERATE:
         return Duration(reading=_reading(plan, speeds, plan.prompt), writing=_writing(plan, speeds))
     seconds = _reading(plan, speeds, plan.length)
-    if (
-        plan.task is Task.TRAIN
-    ):  # and the optimizer: weight, gradient and two moments read, all but the gradient written
+    if plan.task is Task.TRAIN:
+        # a forward is a third of a forward and its backward
+        seconds *= plan.accumulation * (3 + _FORWARDS_AGAIN[plan.recompute]) / 3
+        # and the optimizer: weight, gradient and two moments read, all but the gradient written
         seconds += 7 * 4 * count_parameters(plan.config) / speeds.copy_bytes_per_second
     return Duration(reading=seconds)
+
+
+# norms and gates are little of one; the last product of a half is not made again
+_FORWARDS_AGAIN = {Recompute.NONE: 0.0, Recompute.SELECTIVE: 0.1, Recompute.FULL: 1.0, Recompute.NESTED: 2.0}
 
 
 def _reading(plan: Plan, speeds: Speeds, length: int) -> float:
@@ -278,5 +285,6 @@ def _writing(plan: Plan, speeds: Speeds) -> float:
 
 
 def total_flops(plan: Plan) -> int:
-    """Floating-point operations of a batch; of a forward and its backward, in training."""
-    return plan.batch * sum(forward_flops(plan.config, plan.length).values()) * (3 if plan.task is Task.TRAIN else 1)
+    """Floating-point operations of a batch; of an update, in training, of which nothing is made again."""
+    forward = plan.batch * sum(forward_flops(plan.config, plan.length).values())
+    return 3 * plan.accumulation * forward if plan.task is Task.TRAIN else forward

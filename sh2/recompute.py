@@ -4,6 +4,7 @@ import math
 from enum import StrEnum
 
 PIECE = 32_768  # tokens of a half that looks at one token at a time which are made again at once
+LOGITS_PIECE = 16_384  # tokens whose logits are there at once; those of more are always made again
 
 
 class Recompute(StrEnum):

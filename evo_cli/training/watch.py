@@ -15,7 +15,7 @@ class BarObserver:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._record: StepRecord | None = None
-        self._speed = self._validation = "-"
+        self._speed = self._mfu = self._validation = "-"
 
     def step(self, record: StepRecord) -> None:
         self._record = record
@@ -26,6 +26,8 @@ class BarObserver:
 
     def speed(self, record: SpeedRecord) -> None:
         self._speed = f"{record.tokens_per_second:,.0f}"
+        if record.mfu is not None:
+            self._mfu = f"{record.mfu:.0%}"
         self._update()
 
     def note(self, text: str) -> None:
@@ -39,6 +41,7 @@ class BarObserver:
                 "bits/base": bits,
                 "valid": self._validation,
                 "tokens/s": self._speed,
+                "MFU": self._mfu,
             }
             self._bar.update(record.step, fields=values)
 

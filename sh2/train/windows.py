@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sh2.model import StripedHyena2
+from sh2.recompute import LOGITS_PIECE
 from sh2.train.compilation import compiled_loss_sums
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.loader import HostBatch
 from sh2.train.loss import LossSums, loss_sums
 from sh2.train.team import Team
-
-PIECE = 16_384  # tokens whose logits are there at once; those of more are made again in the backward pass
 
 
 def micro_batch_sums(model: StripedHyena2, batch: HostBatch, rows: slice, config: TrainConfig, team: Team) -> LossSums:
@@ -43,7 +42,7 @@ def _sums(model: StripedHyena2, sums: Sums, x_BLD: Tensor, targets_BL: Tensor, w
 
 def _in_pieces(sums: Sums, x_BLD: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:
     """Sum over pieces of the sequences: logits in float32 are larger than what they are made of."""
-    step = max(1, PIECE // x_BLD.shape[0])
+    step = max(1, LOGITS_PIECE // x_BLD.shape[0])
     if x_BLD.shape[1] <= step:
         return sums(x_BLD, targets_BL, weights_BL)
     parts: list[LossSums] = [

@@ -1,0 +1,68 @@
+"""What a forward keeps and what its backward takes, against tensors of every size that are counted and not made."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from sh2.accounting import Numbers, count_parameters
+from sh2.config import FeedForward, ModelConfig
+from sh2.presets import preset
+from sh2.recompute import Recompute
+from sh2.train.loss import loss_sums
+from sh2.train.windows import _in_pieces, _sums
+from sh2.training_memory import saved_bytes, training_peak_bytes
+from tests.sh2.memory import counting
+
+SHAPES = {
+    "nano": (preset("nano"), 8, 1024),
+    "7B": (replace(preset("evo2_7b_base"), layout="SML*"), 2, 4096),
+    "SE for feed-forward": (replace(preset("debug"), feed_forward=FeedForward.HYENA_SE), 2, 4096),
+    "long": (replace(preset("350m"), layout="SM*L*"), 2, 40_000),
+}
+NUMBERS = [("bf16", True), ("bf16", False), ("fp32", True)]
+
+
+def measured(
+    config: ModelConfig, rows: int, length: int, recompute: Recompute, numbers: Numbers, *, backward: bool = True
+) -> tuple[int, int]:
+    """What is kept after a forward, and the most that it and its backward take."""
+    with counting(config, torch.float32) as (live, model):
+        model.use_backend("triton" if numbers.fused else "reference").use_recompute(recompute)
+        ids, weights = torch.zeros(rows, length, dtype=torch.int64), torch.ones(rows, length)
+        live.most = before = live.now
+        with torch.autocast("cpu", torch.bfloat16, enabled=numbers.dtype == "bf16"):
+            x_BLD = model.whole(ids)
+            sums = _in_pieces(partial(_sums, model, loss_sums), x_BLD, ids, weights)
+            del x_BLD
+        kept = live.now - before
+        if backward:
+            sums.weighted_nats.backward()
+        return kept, live.most - before
+
+
+@pytest.mark.parametrize("recompute", Recompute)
+@pytest.mark.parametrize(("dtype", "fused"), NUMBERS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_training_takes_what_tensors_take(shape: str, dtype: str, fused: bool, recompute: Recompute) -> None:
+    (config, rows, length), numbers = SHAPES[shape], Numbers(dtype=dtype, fused=fused)
+    kept, most = measured(config, rows, length, recompute, numbers)
+    # autocast's copies of the matrices are kept too, where they are not made again
+    copies = 2 * count_parameters(config) if dtype == "bf16" and recompute is Recompute.NONE else 0
+    assert saved_bytes(config, rows * length, numbers, recompute) + copies == pytest.approx(kept, rel=0.03)
+    predicted = training_peak_bytes(config, rows * length, numbers, recompute)
+    assert 0.9 * most < predicted < 1.2 * most
+
+
+def test_half_a_million_tokens_train_on_one_card() -> None:
+    config, numbers = preset("1b"), Numbers(dtype="bf16")
+    _, most = measured(config, 1, 524_288, Recompute.NESTED, numbers)
+    assert most + 12 * count_parameters(config) < 60 * 2**30
+    assert training_peak_bytes(config, 524_288, numbers, Recompute.NESTED) == pytest.approx(most, rel=0.1)
+
+
+def test_the_more_is_made_again_the_less_is_kept() -> None:
+    config, numbers = preset("1b"), Numbers(dtype="bf16")
+    kept = [saved_bytes(config, 65_536, numbers, recompute) for recompute in Recompute]
+    assert kept[0] > 2 * kept[1] > 4 * kept[2] > 8 * kept[3]
