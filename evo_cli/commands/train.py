@@ -92,7 +92,7 @@ LoraTargets = Annotated[
 ]
 Device = Annotated[str | None, _flag("--device", "auto, cpu, cuda or cuda:N. [auto]")]
 ParallelFlag = Annotated[
-    str | None, _flag("--parallel", "How processes share a run: dp=4,tp=2,cp=2 (windows, channels, lengths). [all dp]")
+    str | None, _flag("--parallel", "How processes share a run: dp=4,tp=2,cp=2 (windows, channels, lengths). [dp]")
 ]
 CpMethod = Annotated[
     str | None,

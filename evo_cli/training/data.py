@@ -82,15 +82,18 @@ class RunData:
 
 
 @contextmanager
-def open_data(config: RunConfig, folder: RunFolder) -> Iterator[RunData]:
+def open_data(config: RunConfig, folder: RunFolder, *, prepared: bool = False) -> Iterator[RunData]:
     """Open the stores given as input, or prepare one from the sequence files given, in the run's folder.
+
+    Args:
+        prepared: another process has done so just now.
 
     Raises:
         DataError: an input cannot be read, or nothing in it is for training.
         Sh2Error: there is no input, or a store beside other inputs.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(TokenStore(path)) for path in _store_paths(config, folder)]
+        stores = [stack.enter_context(TokenStore(path)) for path in _store_paths(config, folder, prepared)]
         weights = config.weights if len(stores) > 1 and config.weights else [float(_bases(store)) for store in stores]
         train, seed = config.train, config.train.seed
         options = WindowOptions(
@@ -137,10 +140,10 @@ def _bases(store: TokenStore) -> int:
     return int((segments["end"] - segments["start"]).sum())
 
 
-def _store_paths(config: RunConfig, folder: RunFolder) -> list[Path]:
+def _store_paths(config: RunConfig, folder: RunFolder, prepared: bool) -> list[Path]:
     if not config.inputs:
         raise Sh2Error("no input is given").hint("give FASTA or GenBank files, or token stores (.h5)")
-    if folder.config.exists() and folder.data.exists():
+    if (prepared or folder.config.exists()) and folder.data.exists():
         return [folder.data]  # a resumed run goes on with the data it began with, whatever became of the files
     stores = [path for path in config.inputs if path != STDIN and path.is_file() and is_store(path)]
     if not stores and not config.weights:

@@ -5,17 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evo_cli.inference import say, warn
 from sh2.checkpoint.source import open_model
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.extension import Extension, extend
 from sh2.model import StripedHyena2
+from sh2.parallel.mesh import Parallel
+from sh2.parallel.processes import Processes
 from sh2.presets import PUBLISHED
 from sh2.train.config import TrainConfig, model_from_table, read_value
 from sh2.train.folder import RunFolder
 from sh2.train.freeze import freeze
 from sh2.train.start import begin_from
+from sh2.train.together import Together
 
 
 def shape_of(table: Mapping[str, Any], train: TrainConfig) -> tuple[ModelConfig, str | None]:
@@ -46,7 +51,30 @@ def shape_of(table: Mapping[str, Any], train: TrainConfig) -> tuple[ModelConfig,
     return replace(config, context=max(config.context, train.length)), start
 
 
-def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: RunFolder) -> bool:
+def build(
+    config: ModelConfig, train: TrainConfig, processes: Processes | None
+) -> tuple[StripedHyena2, Together | None]:
+    """Make a model with its first weights; one that processes share is nowhere as a whole.
+
+    Raises:
+        Sh2Error: what is frozen is not there, or the processes cannot share the model.
+    """
+    if processes is None:
+        Parallel.parse(train.parallel, 1)
+        model = StripedHyena2(config, seed=train.seed).to(train.device)
+        freeze(model, train.freeze)
+        return model, None
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    freeze(model, train.freeze)
+    team = Together(model, train, processes)
+    team.initialize(train.seed)
+    return model, team
+
+
+def begin(
+    model: StripedHyena2, team: Together | None, start: str | None, train: TrainConfig, folder: RunFolder
+) -> bool:
     """Put the weights in place that the run begins from, and say what is trained; a checkpoint comes over them.
 
     Returns:
@@ -59,7 +87,7 @@ def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: R
     # beside adapters, a checkpoint's weights are not those they were added to
     needed = lora is not None or all(path.suffix for path in folder.checkpoints.glob("step_*"))
     if start is not None and needed:
-        begin_from(model, start)
+        begin_from(model, start, put=None if team is None else team.put)
         say(f"from: {start}")
         was = _shape(start)
         if train.length > was.context and _positions(was) == _positions(model.config):
@@ -71,8 +99,6 @@ def begin(model: StripedHyena2, start: str | None, train: TrainConfig, folder: R
         from sh2.lora import add_adapters
 
         add_adapters(model, lora, seed=train.seed)
-    elif train.freeze:
-        freeze(model, train.freeze)
     if lora is not None or train.freeze:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         every = sum(parameter.numel() for parameter in model.parameters())

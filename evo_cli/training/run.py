@@ -1,11 +1,13 @@
 """A training run from the command line: its configuration, its data, the loop, and what is written beside the model."""
 
 import json
+import os
 import platform
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +19,13 @@ from evo_cli.inference import memory_bytes, resolve_device, say, warn
 from evo_cli.progress import progress_bar
 from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from evo_cli.training.data import RunData, open_data
-from evo_cli.training.model import begin
+from evo_cli.training.model import begin, build
+from evo_cli.training.processes import Meeting, one_voice
 from evo_cli.training.watch import BarObserver, Observers, StopSignals
-from sh2.accounting import training_bytes, weight_bytes
+from sh2.accounting import count_parameters, training_bytes, weight_bytes
 from sh2.checkpoint.adapters import save_adapters
 from sh2.errors import Sh2Error
-from sh2.model import StripedHyena2
+from sh2.parallel.processes import Processes, find_place
 from sh2.train.config import Precision, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer
@@ -38,41 +41,71 @@ def train_run(output: Path, flags: Flags, *, config: Path | None, resume: bool, 
         Sh2Error: the configuration or the folder do not allow it, or training diverged.
         DataError: the data do not allow it.
     """
-    folder = RunFolder(output)
+    place = find_place(os.environ)
+    with one_voice(place) as meeting:
+        code = _run(RunFolder(output), flags, meeting, config=config, resume=resume, tensorboard=tensorboard)
+    if place is not None and place.rank:
+        sys.exit(code)  # what is still to be said is the first one's to say
+    return code
+
+
+def _run(
+    folder: RunFolder, flags: Flags, meeting: Meeting, *, config: Path | None, resume: bool, tensorboard: bool
+) -> int:
     if folder.has_run() and not resume:
-        raise Sh2Error(f"{output} already holds a run").hint(
+        raise Sh2Error(f"{folder.path} already holds a run").hint(
             "go on with it by `--resume`, or give another folder with `-o`"
         )
     if resume and not folder.has_run() and flags == Flags() and config is None:
-        raise Sh2Error(f"{output} holds no run to go on with").hint("check the folder's name")
+        raise Sh2Error(f"{folder.path} holds no run to go on with").hint("check the folder's name")
     if tensorboard:
         require_tensorboard()
     saved = [folder.config] if resume and folder.config.exists() else []
     layers = [read_tables(path) for path in [*saved, *([config] if config else [])]]
-    run = RunConfig.from_tables(_resolved(merge(*layers, flags=flags)))
+    tables = _resolved(merge(*layers, flags=flags), one_of_many=meeting.place is not None)
+    run = RunConfig.from_tables(tables)
     if saved and folder.data.exists():
         began = RunConfig.from_tables(layers[0])
         check_unchanged("data", began.data_table(), run.data_table())
-    with folder.locked(), open_data(run, folder) as data:
-        return _train(run, data, folder, resume=resume, tensorboard=tensorboard)
+    processes = meeting.join(run.train.device)
+    with _opened(run, folder, processes) as data:
+        return _train(run, data, folder, processes, resume=resume, tensorboard=tensorboard)
 
 
-def _resolved(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+@contextmanager
+def _opened(run: RunConfig, folder: RunFolder, processes: Processes | None) -> Iterator[RunData]:
+    """The data, which one process prepares, and the folder, which it holds, while the others wait."""
+    if processes is None or processes.leads:
+        with folder.locked(), open_data(run, folder) as data:
+            if processes is not None:
+                processes.of_leader(lambda: None)
+            yield data
+    else:
+        processes.of_leader(lambda: None)
+        with open_data(run, folder, prepared=True) as data:
+            yield data
+
+
+def _resolved(tables: dict[str, dict[str, Any]], *, one_of_many: bool) -> dict[str, dict[str, Any]]:
     """Decide what is left to this machine, so that the saved configuration says what was done."""
     train = tables["train"]
     if isinstance(train.setdefault("device", "auto"), str):
         train["device"] = resolve_device(train["device"])
+        if one_of_many:  # each has a GPU of its own
+            train["device"] = train["device"].split(":")[0]
     train.setdefault("precision", Precision.FP32.value if train["device"] == "cpu" else Precision.BF16.value)
     train["threads"] = train.get("threads") or torch.get_num_threads()
     return tables
 
 
-def _train(run: RunConfig, data: RunData, folder: RunFolder, *, resume: bool, tensorboard: bool) -> int:
+def _train(
+    run: RunConfig, data: RunData, folder: RunFolder, processes: Processes | None, *, resume: bool, tensorboard: bool
+) -> int:
     torch.set_num_threads(run.train.threads)
-    _check_memory(run)
-    model = StripedHyena2(run.model, seed=run.train.seed).to(run.train.device)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    begun = begin(model, run.start, run.train, folder)
+    _check_memory(run, 1 if processes is None else processes.place.ranks)
+    model, team = build(run.model, run.train, processes)
+    parameters, leads = count_parameters(run.model), team is None or team.leads
+    begun = begin(model, team, run.start, run.train, folder)
     observers = Observers()
     trainer = Trainer(
         model,
@@ -82,6 +115,7 @@ def _train(run: RunConfig, data: RunData, folder: RunFolder, *, resume: bool, te
         valid=data.valid,
         data_identity=data.identity,
         observer=observers,
+        team=team,
     )
     with StopSignals() as signals:
         step = trainer.restore()
@@ -89,38 +123,45 @@ def _train(run: RunConfig, data: RunData, folder: RunFolder, *, resume: bool, te
             raise Sh2Error(f"no checkpoint in {folder.checkpoints} is whole").hint(
                 f"train into another folder, from {run.start} again"
             )
-        write_atomically(folder.config, run.to_toml().encode())
-        sessions = _sessions(folder)
-        write_json(folder.description, describe_run(run, data, parameters=parameters, from_step=step, before=sessions))
+        if leads:
+            write_atomically(folder.config, run.to_toml().encode())
+            session = describe_session(run, parallel=None if team is None else team.parallel, from_step=step)
+            described = describe_run(run, data, parameters=parameters, sessions=[*_sessions(folder), session])
+            write_json(folder.description, described)
         _announce(run, data, parameters, step if resume else None)
-        events = closing(TensorBoard(folder.tensorboard, after_step=step)) if tensorboard else nullcontext()
+        if team is not None:
+            say(f"{team.processes} processes: {team.parallel}")
+        events = closing(TensorBoard(folder.tensorboard, after_step=step)) if tensorboard and leads else nullcontext()
         with events as writer, progress_bar("step", total=run.train.steps, start=step, every_seconds=0) as bar:
             observers.add(BarObserver(bar))
             if writer is not None:
                 observers.add(writer)
             outcome = trainer.run(signals.stop)
-    plot_run(folder.metrics, folder.plot, title=f"{folder.path.resolve().name}: {parameters / 1e6:,.1f}M parameters")
+    if leads:
+        name = folder.path.resolve().name
+        plot_run(folder.metrics, folder.plot, title=f"{name}: {parameters / 1e6:,.1f}M parameters")
     if run.train.lora is not None:
         save_adapters(model, folder.adapter)
-    if outcome is Outcome.STOPPED and signals.received is not None:
+    if outcome is Outcome.STOPPED:
         say(f"stopped and saved; go on with `evo train -o {shlex.quote(str(folder.path))} --resume`")
-        return 128 + signals.received
+        return 128 + (signals.received or signal.SIGTERM)  # another process's
     say(f"the model is {folder.model}, the curve {folder.plot}")
     return 0
 
 
-def _check_memory(run: RunConfig) -> None:
-    """Refuse a model whose weights, gradients and moments alone are more than the device holds.
+def _check_memory(run: RunConfig, processes: int) -> None:
+    """Refuse a model of whose weights, gradients and moments a process's share alone is more than the device holds.
 
     Raises:
         Sh2Error: names both sizes.
     """
     adapted = run.train.lora is not None
-    needed = weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model)
+    needed = (weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model)) / processes
     there = memory_bytes(run.train.device)
     if needed > there:
         raise Sh2Error(
-            f"training this model takes {needed / 2**30:,.1f} GiB before activations; {run.train.device} has "
+            f"training this model takes {needed / 2**30:,.1f} GiB before activations"
+            f"{f' in each of {processes} processes' if processes > 1 else ''}; {run.train.device} has "
             f"{there / 2**30:,.1f} GiB of memory"
         ).hint("take a smaller `--preset`: `evo models` lists what each takes (training_gib)")
 
@@ -155,9 +196,10 @@ def _announce(run: RunConfig, data: RunData, parameters: int, resumed_at: int | 
         say(f"resuming after step {resumed_at:,}" if resumed_at else "no checkpoint yet: starting at the beginning")
 
 
-def describe_run(config: RunConfig, data: RunData, *, parameters: int, from_step: int, before: Sequence[Any]) -> Any:
-    """Say what made a run, as plain values for `run.json`; `before` are the sessions of the run so far."""
-    session = {
+def describe_session(config: RunConfig, *, parallel: str | None, from_step: int) -> dict[str, Any]:
+    """Say what makes this part of a run, as plain values for `run.json`."""
+    shared = {} if parallel is None else {"parallel": parallel}
+    return shared | {
         "from_step": from_step,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -171,10 +213,14 @@ def describe_run(config: RunConfig, data: RunData, *, parameters: int, from_step
             "numpy": version("numpy"),
         },
     }
+
+
+def describe_run(config: RunConfig, data: RunData, *, parameters: int, sessions: Sequence[Any]) -> dict[str, Any]:
+    """Say what made a run, as plain values for `run.json`."""
     return {
         "seed": config.train.seed,
         "parameters": parameters,
         "from": config.start,
         "data": data.describe(),
-        "sessions": [*before, session],
+        "sessions": list(sessions),
     }

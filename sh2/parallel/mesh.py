@@ -20,7 +20,7 @@ class Parallel:
 
     @classmethod
     def parse(cls, text: str, processes: int) -> Self:
-        """Read `dp=4,tp=2,cp=2`, in any order; what is missing is 1, but dp takes all that is left.
+        """Read `dp=4,tp=2,cp=2`, in any order; what is missing is 1, but dp, or `dp` alone, is all that is left.
 
         Raises:
             Sh2Error: it is not of this form, or needs another number of processes.
@@ -28,6 +28,8 @@ class Parallel:
         given: dict[str, int] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, _, number = part.partition("=")
+            if part == "dp":
+                continue
             if name not in ("dp", "cp", "tp") or not number.isdecimal() or not int(number):
                 raise Sh2Error(f"parallel `{text}`: `{part}` is not dp, cp or tp with a number of at least 1").hint(
                     f"write `dp=4,tp=2,cp=2`: {_MEANING}; what is left out of dp is found"

@@ -17,7 +17,7 @@ class Clock:
     """Adds up time since the last report; validations and checkpoints are not part of a step."""
 
     def __init__(self, device: torch.device, config: TrainConfig, *, flops_per_step: int) -> None:
-        """Take the device that is timed. flops_per_step: arithmetic of the model in an update."""
+        """Take the device that is timed. flops_per_step: its arithmetic in an update."""
         self._device = device
         self._tokens_per_step = config.windows_per_step * config.length
         self._flops_per_step = flops_per_step

@@ -92,8 +92,8 @@ class TrainConfig:
     """Compile the blocks and the loss by torch.compile: a minute or so at the start, for faster steps."""
     recompute: Recompute = Recompute.NONE
     """What the backward pass makes again for the memory of keeping it: `none`, `selective`, `full` or `nested`."""
-    parallel: str = ""
-    """How the processes of a run share it, as `dp=4,tp=2,cp=2`; what is left out of dp is found."""
+    parallel: str = "dp"
+    """How the processes of a run share it, as `dp=4,tp=2,cp=2`; dp without a number takes what is left."""
     cp_method: str = "state"
     """How convolutions look across the pieces of a window: a `sh2.parallel.ConvolutionMethod`."""
     cp_attention: str = "ring"
@@ -134,6 +134,14 @@ class TrainConfig:
             raise Sh2Error("train fields `freeze` and `lora_rank` cannot both be given").hint(
                 "adapters leave all weights as they are: leave out `--freeze`"
             )
+        if self.fp8_linears and self.lora is not None:
+            raise Sh2Error("train fields `fp8_linears` and `lora_rank` cannot both be given").hint(
+                "adapters are beside the linear layers, not in them: leave out `--fp8-linears`"
+            )
+        if self.recompute is not Recompute.NONE and self.reset_documents:
+            raise Sh2Error(
+                f"train fields `recompute` ({self.recompute}) and `reset_documents` cannot both be given"
+            ).hint("documents cut windows into pieces that states join: turn one of them off")
         if self.threads > _MOST_THREADS:
             raise Sh2Error(f"train field `threads` must be at most {_MOST_THREADS}, not {self.threads}")
 

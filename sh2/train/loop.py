@@ -119,7 +119,7 @@ class Trainer:
         self._best: Best | None = None
         self._measured: list[_Measured] = []
         flops = 3 * config.windows_per_step * sum(forward_flops(model.config, config.length).values())
-        self._clock = Clock(self._device, config, flops_per_step=flops)
+        self._clock = Clock(self._device, config, flops_per_step=flops // self._team.processes)
         self._noise = NoiseScale()
 
     def restore(self) -> int:
@@ -274,7 +274,7 @@ class Trainer:
         began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
         for what, before, now in (
             *((name, getattr(began, name), getattr(self._config, name)) for name in ROUNDING),
-            ("parallel", began.parallel or ALONE.parallel, self._team.parallel),
+            ("parallel", saved.config.get("parallel", ALONE.parallel), self._team.parallel),
             ("torch", saved.torch, torch.__version__),
             ("evo", saved.evo, evo_version()),
         ):

@@ -25,6 +25,7 @@ class Team(Protocol):
 
     leads: bool
     """Whether this process talks and writes."""
+    processes: int
     parallel: str
     """How many processes share what, in full."""
     exchanges: bool
@@ -68,6 +69,7 @@ class Alone:
     """One process, that has all of everything."""
 
     leads = True
+    processes = 1
     parallel = str(Parallel())
     exchanges = False
 

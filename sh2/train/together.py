@@ -2,7 +2,6 @@
 
 # B batch, L length
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -54,6 +53,9 @@ class Together:
         model.use_backend(config.backend)
         if config.fp8_linears:
             use_fp8_linears(model, torch.device(config.device))
+        if config.fp8_linears:
+            use_fp8_linears(model, torch.device(config.device))
+        self.processes = parallel.processes
         self.leads, self.parallel, self.exchanges = processes.leads, str(parallel), parallel.cp * parallel.tp > 1
         self._processes, self._shape, self._model = processes, parallel, model
         self._device = torch.device(config.device)
@@ -75,16 +77,24 @@ class Together:
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Give the model the values that it has in one process; what one block holds is there as a whole meanwhile."""
+        """Give the model the values that it has in one process.
+
+        Each process makes some of the blocks, in the host's memory, as that one does; then they tell each other.
+        """
         with torch.device("meta"):
             whole = StripedHyena2(self._model.config)
         parts: list[tuple[str, nn.Module]] = [(f"blocks.{layer}", block) for layer, block in enumerate(whole.blocks)]
         parts += [(name, part) for name, part in whole.named_children() if part is not whole.blocks]
-        for prefix, part in parts:
-            real = copy.deepcopy(part).to_empty(device=self._device)
-            initialize(real, self._model.config, seed, prefix=prefix)
-            for name, tensor in (*real.named_parameters(prefix), *real.named_buffers(prefix)):
-                self.put(name, tensor)
+        ranks, rank = self.processes, self._processes.place.rank
+        for prefix, part in parts[rank::ranks]:
+            initialize(part.to_empty(device="cpu"), self._model.config, seed, prefix=prefix)
+        for number, (prefix, part) in enumerate(parts):
+            for name, tensor in (*part.named_parameters(prefix), *part.named_buffers(prefix)):
+                mine = number % ranks == rank
+                told = tensor.to(self._device) if mine else torch.empty_like(tensor, device=self._device)
+                dist.broadcast(told, src=number % ranks)
+                self.put(name, told)
+            part.to("meta")
 
     @torch.no_grad()
     def put(self, name: str, whole: Tensor) -> None:
@@ -143,9 +153,6 @@ class Together:
     def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
         return self._shares.whole(parts, self._processes.files)
 
-    def shapes(self, names: Iterator[str]) -> dict[str, tuple[int, ...]]:
-        return {name: self._shares.share_of(name).shape for name in names}
-
     def _loose(self, model: nn.Module, *, summed: bool = False) -> Iterator[_Loose]:
         """What FSDP does not sum: first what is cut over tp, then what is whole in every process.
 
@@ -184,6 +191,14 @@ def _check(config: TrainConfig, parallel: Parallel) -> None:
     if parallel.cp > 1 and config.reset_documents:
         raise Sh2Error(f"cp={parallel.cp} cannot cut windows whose documents are reset").hint(
             "leave out `--reset-documents`, or share windows by dp"
+        )
+    if parallel.tp > 1 and config.fp8_linears:
+        raise Sh2Error("FP8 linears are not cut over tp").hint(
+            "share windows by dp and cp, or leave out `--fp8-linears`"
+        )
+    if parallel.tp > 1 and config.filter_statistics:
+        raise Sh2Error("statistics of filters need whole filters, which tp cuts").hint(
+            "leave out `--filter-statistics`"
         )
     if config.lora_rank:
         raise Sh2Error("adapters are trained in one process").hint("leave out torchrun, or `--lora-rank`")
