@@ -194,6 +194,7 @@ def test_values_are_not_looked_at_before_all_is_queued(name: str, monkeypatch: p
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @torch.inference_mode()
 def test_a_gpu_is_never_waited_for_while_a_batch_is_read() -> None:
     model = tiny().to("cuda")
@@ -201,8 +202,8 @@ def test_a_gpu_is_never_waited_for_while_a_batch_is_read() -> None:
     plans = [_Plan(family, model.config.vocab_size, 16) for family in families]
     for mode in ("default", "error"):  # what is compiled or tried out at first may wait
         readers = [_Reader(model, batch, 65_536, 8192) for batch in _batches(plans, 65_536)]
-        torch.cuda.set_sync_debug_mode(mode)
         try:
+            torch.cuda.set_sync_debug_mode(mode)
             for reader in readers:
                 reader.read()
         finally:
