@@ -14,9 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from kernels import Backend, hyena_li_piece
 from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
 from sh2.model import StripedHyena2
-from sh2.parallel import parallelise
+from sh2.parallel import modal, parallelise
+from sh2.parallel.exchange import Ranks
+from sh2.parallel.sharding import Sharding, Shards
 from sh2.train.loss import loss_sums
 
 LENGTH = 384
@@ -137,6 +140,30 @@ def over_data_and_context(folder: Path) -> None:
     gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
     if dist.get_rank() == 0:
         torch.save(gradients, folder / "gradients.pt")
+
+
+def modal_inputs() -> list[Tensor]:
+    """A projection [2, 24, 3 D], the filters of Hyena-LI, and the gradient of its outputs, float64."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(2, 24, 9), (9, 3), (9,), (3, 2), (3, 2), (3,), (2, 24, 3)]
+    z, featurizer, bias, log_poles, *others = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    )
+    return [z, featurizer, bias, -log_poles.exp() / 8, *others]
+
+
+def modal_kernels_in_many(folder: Path) -> None:
+    """Outputs and gradients of Hyena-LI's kernels over every rank's pieces, under both shardings."""
+    ranks = dist.get_world_size()
+    for sharding in Sharding:
+        shards = Shards(rank=dist.get_rank(), ranks=ranks, sharding=sharding)
+        z, *filters, dy = (tensor.float() for tensor in modal_inputs())
+        leaves = [shards.take(z), *filters]
+        leaves = [tensor.requires_grad_() for tensor in leaves]
+        operator = partial(hyena_li_piece, backend=Backend.TRITON)
+        y = modal.by_state(Ranks(dist.group.WORLD, shards), operator, tuple(leaves[1:]), leaves[0])
+        gradients = torch.autograd.grad(y, leaves, shards.take(dy))
+        torch.save([y.detach(), *gradients], folder / f"{sharding} {shards.rank}.pt")
 
 
 def in_processes(ranks: int, work: Callable[..., None], *arguments: object, folder: Path, device: str = "cpu") -> None:

@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.sh2.parallel.cases import CONFIGS, Case, in_one_process, in_processes, over_data_and_context, run_cases
+from kernels import hyena_li
+from sh2.parallel.sharding import Sharding, Shards
+from tests.kernels import definitions
+from tests.sh2.parallel.cases import (
+    CONFIGS,
+    Case,
+    in_one_process,
+    in_processes,
+    modal_inputs,
+    modal_kernels_in_many,
+    over_data_and_context,
+    run_cases,
+)
 
 METHODS = [
     ("state", "ring"),
@@ -84,16 +96,32 @@ def test_with_fsdp_over_data_and_context(tmp_path: Path) -> None:
     assert differences(torch.load(tmp_path / "gradients.pt"), want, 1e-5) == []
 
 
+def test_kernels_that_stop_halfway_for_the_modes(tmp_path: Path) -> None:
+    *leaves, dy = modal_inputs()
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    y, _ = hyena_li(*leaves, None)
+    want = [y, *torch.autograd.grad(y, leaves, dy)]
+    in_processes(2, modal_kernels_in_many, tmp_path, folder=tmp_path)
+    for sharding in Sharding:
+        shards = Shards(rank=0, ranks=2, sharding=sharding)
+        parts = [torch.load(tmp_path / f"{sharding} {rank}.pt") for rank in range(2)]
+        y, dz, *filters = zip(*parts, strict=True)
+        got = [shards.join(y), shards.join(dz), *map(sum, filters)]
+        for one, other in zip(got, want, strict=True):
+            assert definitions.relative_error(one, other) < 1e-6
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", CONFIGS)
 def test_two_gpus_are_as_one(model: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("this machine has fewer than two GPUs")
-    cases = [
+    every = [
         Case(ranks=2, convolution=convolution, attention=attention, sharding=sharding, model=model)
         for convolution, attention in METHODS
         for sharding in ("contiguous", "zigzag")
     ]
+    cases = list(dict.fromkeys([*every, *(case for case in CASES if case.ranks == 2 and case.model == model)]))
     in_processes(2, run_cases, cases, tmp_path, "cuda", folder=tmp_path, device="cuda")
     off = {
         str(case): found
