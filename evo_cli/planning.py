@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import typer
+
 from evo_cli.inference import BackendName, Precision, memory_bytes, resolve_device, say
 from evo_cli.model_choice import model_config, numbers_of
 from evo_cli.progress import duration
@@ -55,15 +57,42 @@ def predict(request: Request) -> tuple[list[Line], str | None]:
         room=request.memory or (elsewhere.memory_bytes if elsewhere else memory_bytes(where)),
         gpu=gpu,
     )
-    say(
-        f"{request.model}: {count_parameters(config) / 1e6:,.1f}M parameters, in {numbers.projections or numbers.dtype}"
-        f"{f' and {numbers.dtype}' if numbers.projections else ''}, on {elsewhere.name if elsewhere else where}"
+    say(described(request.model, plan, elsewhere.name if elsewhere else where))
+    return answer(plan, where, elsewhere, request.backend)
+
+
+def described(name: str, plan: Plan, where: str) -> str:
+    """One line about what is planned."""
+    numbers = plan.numbers
+    return (
+        f"{name}: {count_parameters(plan.config) / 1e6:,.1f}M parameters, in {numbers.projections or numbers.dtype}"
+        f"{f' and {numbers.dtype}' if numbers.projections else ''}, on {where}"
     )
+
+
+def answer(
+    plan: Plan, where: str, elsewhere: KnownDevice | None, backend: BackendName
+) -> tuple[list[Line], str | None]:
+    """Lines of the table, and why the task does not fit, if it does not.
+
+    Args:
+        where: the device that is here, if it is not `elsewhere`.
+    """
     lines = list(_memory_lines(plan))
     if not fits(plan):
         return lines, _why_not(plan)
-    speeds = _speeds(plan, where, elsewhere, request.backend)
+    speeds = _speeds(plan, where, elsewhere, backend)
     return lines + list(_time_lines(plan, predict_seconds(plan, speeds) if speeds else None)), None
+
+
+def print_answer(lines: list[Line], short: str | None) -> None:
+    """Print a table, and on stderr why the task does not fit; the command then exits with 1."""
+    typer.echo("quantity\tvalue\tunit")
+    for line in lines:
+        typer.echo("\t".join(line))
+    if short:
+        typer.secho(f"error: {short}", fg="red", err=True)
+        raise typer.Exit(1)
 
 
 def _numbers(request: Request, config: ModelConfig, stored: str, where: str, elsewhere: KnownDevice | None) -> Numbers:
@@ -122,7 +151,7 @@ def _time_lines(plan: Plan, took: Duration | None) -> Iterator[Line]:
         yield "decoding_speed", f"{written / took.writing:.4g}", "tokens/s"
     yield "time", f"{took.total:.4g}", "s"
     if plan.task is not Task.GENERATE:
-        yield "speed", f"{plan.batch * plan.length / took.total:.4g}", "tokens/s"
+        yield "speed", f"{plan.accumulation * plan.batch * plan.length / took.total:.4g}", "tokens/s"
     say(f"one {'update' if plan.task is Task.TRAIN else 'batch'} takes {duration(took.total)}")
 
 

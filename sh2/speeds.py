@@ -204,7 +204,7 @@ class Trial:
         if not self._training:
             return model.hidden(ids_BL, state)[0]
         with torch.autocast(ids_BL.device.type, torch.bfloat16, enabled=self._numbers.dtype == "bf16"):
-            x_BLD, _ = model.hidden(ids_BL)
+            x_BLD = model.whole(ids_BL)
         x_BLD.backward(torch.ones_like(x_BLD))
         return x_BLD
 

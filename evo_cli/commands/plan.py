@@ -74,9 +74,9 @@ def plan(
         raise typer.BadParameter(f"must be above 0, not {memory:g}", param_hint="--memory")
     if task is TaskName.TRAIN and precision in (Precision.FP8, Precision.FP8_EMULATED):
         raise typer.BadParameter("training runs in bf16 or fp32", param_hint="--precision")
-    from evo_cli.planning import Request, predict
+    from evo_cli.planning import Request, predict, print_answer
 
-    lines, short = predict(
+    answer = predict(
         Request(
             model=model,
             length=length,
@@ -90,9 +90,4 @@ def plan(
             backend=backend,
         )
     )
-    typer.echo("quantity\tvalue\tunit")
-    for line in lines:
-        typer.echo("\t".join(line))
-    if short:
-        typer.secho(f"error: {short}", fg="red", err=True)
-        raise typer.Exit(1)
+    print_answer(*answer)

@@ -114,6 +114,9 @@ PeakTflops = Annotated[float | None, _flag("--peak-tflops", "What MFU is a part 
 FilterStatistics = Annotated[
     int | None, _flag("--filter-statistics", "Steps between lines of RUN/filters.jsonl, 0 for none. [0]")
 ]
+PlanFlag = Annotated[
+    bool, typer.Option("--plan", help="Print what an update would take, as `evo plan`; start nothing, write nothing.")
+]
 Profile = Annotated[int | None, _flag("--profile", "A step to write a trace of, 0 for none. [0]")]
 
 
@@ -166,6 +169,7 @@ def train(
     filter_statistics: FilterStatistics = None,
     profile: Profile = None,
     tensorboard: TensorBoardFlag = False,
+    plan: PlanFlag = False,
 ) -> None:
     """Train a model on DNA: the model is RUN/model, the curve RUN/loss.png.
 
@@ -199,7 +203,11 @@ def train(
       steps = 500
       batch_size = 16
     """
+    import os
     from dataclasses import fields
+
+    # of a process that is gone, torch would tell each of the others in a page; it reads this when it is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from evo_cli.training.config import Flags
     from evo_cli.training.model import absolute
@@ -213,6 +221,12 @@ def train(
         inputs=inputs or [],
         train={name: value for name, value in given.items() if value not in (None, [], ())},
     )
+    if plan:
+        from evo_cli.planning import print_answer
+        from evo_cli.training.plan import plan_run
+
+        print_answer(*plan_run(flags, config=config))
+        return
     code = train_run(output, flags, config=config, resume=resume, tensorboard=tensorboard)
     if code:
         raise typer.Exit(code)

@@ -62,7 +62,7 @@ def _run(
         require_tensorboard()
     saved = [folder.config] if resume and folder.config.exists() else []
     layers = [read_tables(path) for path in [*saved, *([config] if config else [])]]
-    tables = _resolved(merge(*layers, flags=flags), one_of_many=meeting.place is not None)
+    tables = resolved(merge(*layers, flags=flags), one_of_many=meeting.place is not None)
     run = RunConfig.from_tables(tables)
     if saved and folder.data.exists():
         began = RunConfig.from_tables(layers[0])
@@ -86,7 +86,7 @@ def _opened(run: RunConfig, folder: RunFolder, processes: Processes | None) -> I
             yield data
 
 
-def _resolved(tables: dict[str, dict[str, Any]], *, one_of_many: bool) -> dict[str, dict[str, Any]]:
+def resolved(tables: dict[str, dict[str, Any]], *, one_of_many: bool) -> dict[str, dict[str, Any]]:
     """Decide what is left to this machine, so that the saved configuration says what was done."""
     train = tables["train"]
     if isinstance(train.setdefault("device", "auto"), str):
