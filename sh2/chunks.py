@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels import Backend
 from sh2.accounting import Numbers, activation_bytes
 from sh2.errors import Sh2Error
-from sh2.fp8 import precision_of
+from sh2.fp8 import products_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
 from sh2.placement import free_bytes
@@ -104,11 +104,10 @@ def affordable(model: StripedHyena2, rows: int) -> int:
 def bytes_a_token(model: StripedHyena2) -> int:
     """What a token's passage through the model holds in memory at once, beside states and weights."""
     weight = model.embedding.weight
-    precision = precision_of(model)
     plain = [part for part in model.modules() if isinstance(part, Hyena) and part.backend is Backend.REFERENCE]
     numbers = Numbers(
         dtype="bf16" if weight.element_size() == 2 else "fp32",
-        projections=precision if precision.startswith("fp8") else None,
+        projections=products_of(model),
         fused=weight.is_cuda and not plain,
     )
     return activation_bytes(model.config, _TYPICAL, numbers) // _TYPICAL

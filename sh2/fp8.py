@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from sh2.errors import Sh2Error
+from sh2.packed import ROWS, PackedLinear, is_packed
 from sh2.precision import Float32Kept
 
 E4M3_MAX = 448.0
@@ -40,6 +41,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP8 = "fp8"  # input projections of the hyena mixers alone, on hardware; the rest in the model's dtype
     FP8_EMULATED = "fp8-emulated"  # the same, rounded alike and multiplied in wider numbers
+    FP8_WEIGHTS = "fp8-weights"  # as `auto`, of a model whose linear layers were loaded with their weights in FP8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +167,63 @@ class InputProjection(Float32Kept, nn.Linear):
         self._kept = None
 
 
+class PackedInputProjection(PackedLinear):
+    """The input projection of a model that was trained with it in FP8, whose weight is kept as it runs, and only so.
+
+    Its codes have one scale for all of them, and those of a run from the whole weight are the same.
+    """
+
+    float32_names = ("units", "fp8_scales", "weight_scale")
+
+    precision: Precision | None = None  # None runs in the dtype of the input
+    fp8_scales: Tensor | None  # as in `InputProjection`
+    weight_scale: Tensor
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device | str | None = None) -> None:
+        super().__init__(inputs, outputs, bias=bias, device=device)
+        self.register_buffer("fp8_scales", None)
+        self.register_buffer("weight_scale", torch.ones((), dtype=torch.float32, device=device))
+
+    def forward(self, x_XD: Tensor) -> Tensor:
+        if self.precision is None:
+            return super().forward(x_XD)
+        input_scale = None if self.fp8_scales is None else self.fp8_scales[0]
+        weight_ED = Quantised(codes=self.codes.view(torch.float8_e4m3fn), scale=self.weight_scale)
+        return fp8_linear(x_XD, weight_ED, self.bias, input_scale, self.precision)
+
+    def _kept(self, weight_ED: Tensor) -> dict[str, Tensor]:
+        scales = self.fp8_scales
+        stored = scales is not None and not scales.is_meta
+        scale = scales[1] if scales is not None and stored else scale_of(weight_ED.abs().amax())
+        scale = scale.to(weight_ED.device, torch.float32)
+        codes = torch.cat([quantise(rows, scale).codes for rows in weight_ED.split(ROWS)]).view(torch.uint8)
+        units = scale.reciprocal().expand(self.out_features).contiguous()
+        return {"codes": codes, "units": units, "weight_scale": scale}
+
+
+def pack_layers(blocks: nn.Module, *, trained_in_fp8: bool) -> None:
+    """Let the linear layers of blocks keep their weights in FP8; of layers without values, those to come.
+
+    Args:
+        trained_in_fp8: the input projections run in FP8, and keep their weights as they run.
+    """
+    for module in list(blocks.modules()):
+        for name, layer in module.named_children():
+            if not isinstance(layer, nn.Linear):
+                continue
+            projection = layer if isinstance(layer, InputProjection) and trained_in_fp8 else None
+            kind = PackedLinear if projection is None else PackedInputProjection
+            sizes = layer.in_features, layer.out_features
+            packed = kind(*sizes, bias=layer.bias is not None, device=layer.weight.device)
+            if projection is not None and isinstance(packed, PackedInputProjection):
+                packed.fp8_scales = projection.fp8_scales
+            if not layer.weight.is_meta:
+                packed.keep(layer.weight.detach())
+                if layer.bias is not None:
+                    packed.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+            setattr(module, name, packed)
+
+
 def fp8_lacks(device: torch.device, width: int) -> str | None:
     """Say why FP8 products of this width cannot run on a device; None if they can."""
     if device.type != "cuda" or torch.version.cuda is None:
@@ -185,15 +244,24 @@ def choose_precision(model: nn.Module, precision: str, *, width: int, trained_in
         raise Sh2Error(f"unknown precision `{precision}`").hint(f"use {', '.join(Precision)}")
     chosen: Precision | None = Precision(precision)
     lacks = fp8_lacks(next(model.parameters()).device, width)
+    packed = is_packed(model)
+    if chosen is Precision.FP8_WEIGHTS and not packed:
+        raise Sh2Error("this model was loaded with its weights as they are").hint(
+            "weights are kept in FP8 from the start: `sh2.load(..., fp8_weights=True)`, or --precision fp8-weights"
+        )
+    if packed and chosen not in (Precision.AUTO, Precision.FP8_WEIGHTS):
+        raise Sh2Error(f"a model whose weights are kept in FP8 cannot run in {chosen}: their numbers are rounded").hint(
+            "load it with its weights as they are"
+        )
     if chosen is Precision.FP8 and lacks:
         raise Sh2Error(f"precision fp8 cannot run here: {lacks}").hint("fp8-emulated rounds alike on any device")
-    if chosen is Precision.AUTO:
+    if chosen in (Precision.AUTO, Precision.FP8_WEIGHTS):
         chosen = (Precision.FP8_EMULATED if lacks else Precision.FP8) if trained_in_fp8 else None
     elif chosen in _DTYPES:
         model.to(_DTYPES[chosen])
         chosen = None
     for module in model.modules():
-        if isinstance(module, InputProjection):
+        if isinstance(module, InputProjection | PackedInputProjection):
             module.precision = chosen
 
 
@@ -201,9 +269,16 @@ _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
 
 def precision_of(model: nn.Module) -> str:
-    """In which numbers a model runs: `fp8`, `fp8-emulated`, `bf16`, `fp32`, or the name of another dtype."""
-    for module in model.modules():
-        if isinstance(module, InputProjection) and module.precision is not None:
-            return module.precision
+    """In which numbers a model runs: `fp8-weights`, `fp8`, `fp8-emulated`, `bf16`, `fp32`, or another dtype's name."""
+    if is_packed(model):
+        return Precision.FP8_WEIGHTS
+    if (products := products_of(model)) is not None:
+        return products
     dtype = next(model.parameters()).dtype
     return next((name for name, known in _DTYPES.items() if known is dtype), str(dtype).removeprefix("torch."))
+
+
+def products_of(model: nn.Module) -> Precision | None:
+    """How the input projections of a model run in FP8, `fp8` or `fp8-emulated`; None if they do not."""
+    projections = (part for part in model.modules() if isinstance(part, InputProjection | PackedInputProjection))
+    return next((part.precision for part in projections if part.precision is not None), None)

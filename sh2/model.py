@@ -16,6 +16,7 @@ from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
 from sh2.layers import GatedMLP, RMSNorm, linear
 from sh2.mixers import MIXERS, Attention, Backed, HyenaSE, KVDtype, MixerState
+from sh2.packed import PackedLinear
 from sh2.recompute import Recompute
 from sh2.rerun import run_blocks, run_half
 from sh2.state import BlockState, ModelState, reset
@@ -116,14 +117,14 @@ class StripedHyena2(nn.Module):
         mixers = [module for module in self.modules() if isinstance(module, Backed)]
         if chosen is Backend.TRITON and not self.embedding.weight.is_meta:
             # mixers of a kind are alike: one answers for all, if its weights do not wait in the host's memory
-            home = self.embedding.weight.device.type
-            for mixer in {type(mixer): mixer for mixer in mixers if mixer.input.weight.device.type == home}.values():
-                mixer.check_backend(chosen)
+            home = self.embedding.weight
+            for mixer in {type(mixer): mixer for mixer in mixers if mixer.device.type == home.device.type}.values():
+                mixer.check_backend(chosen, home.dtype)
         for mixer in mixers:
             mixer.backend = chosen
-        for norm in self.modules():
-            if isinstance(norm, RMSNorm):  # whose kernel runs where the mixers' do, but while gradients are kept
-                norm.backend = Backend.REFERENCE if chosen is Backend.REFERENCE else Backend.AUTO
+        for layer in self.modules():
+            if isinstance(layer, RMSNorm | PackedLinear):  # whose kernels are for some calls alone
+                layer.backend = Backend.REFERENCE if chosen is Backend.REFERENCE else Backend.AUTO
         return self
 
     def use_precision(self, precision: str) -> Self:
@@ -133,7 +134,8 @@ class StripedHyena2(nn.Module):
             precision: `bf16` and `fp32` cast the model and run all of it so. `fp8` and `fp8-emulated` run the input
                 projections of the hyena mixers in FP8, and the rest in the model's dtype: on hardware that has it, or
                 rounded alike on any device. `auto` takes one of these two, the first where it can, if the model was
-                trained so; if not, all of it runs in its dtype. `sh2.fp8.precision_of` tells what was taken.
+                trained so; if not, all of it runs in its dtype. `fp8-weights` is `auto` for a model that was loaded
+                with its weights in FP8, which runs in nothing else. `sh2.fp8.precision_of` tells what was taken.
 
         Raises:
             Sh2Error: there is no such precision, or the device has no FP8 products.

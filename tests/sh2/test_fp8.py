@@ -255,7 +255,7 @@ def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(Sh2Error) as caught:
         tiny().use_precision("fp4")
     assert caught.value.args == ("unknown precision `fp4`",)
-    assert caught.value.__notes__ == ["use auto, bf16, fp32, fp8, fp8-emulated"]
+    assert caught.value.__notes__ == ["use auto, bf16, fp32, fp8, fp8-emulated, fp8-weights"]
 
 
 def test_a_trial_without_values_leaves_nothing_behind() -> None:
