@@ -74,6 +74,9 @@ def hyena_li_piece(
 
 
 def _outputs(visit: "_Visit", gifts_BSND: Tensor, inputs: tuple[Any, ...], modes_BDN: Tensor) -> Tensor:
+    if visit.asked:
+        raise ValueError("hyena_li_piece: the outputs of a piece can be asked for once; sum it up again")
+    visit.asked = True
     y_BLD: Tensor = _Outputs.apply(visit, gifts_BSND, modes_BDN.float(), *inputs)
     return y_BLD
 
@@ -81,6 +84,7 @@ def _outputs(visit: "_Visit", gifts_BSND: Tensor, inputs: tuple[Any, ...], modes
 class _Visit:
     """What the outputs' backward leaves to the summary's: dy_BLD, the modes before the piece, what adds to adjoints."""
 
+    asked = False
     left: tuple[Tensor, Tensor, Tensor] | None = None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kernels import hyena_li_piece
 from kernels.backend import Backend
@@ -110,6 +111,23 @@ def test_a_graph_gives_its_gradients_twice(small: None) -> None:
     (one,) = torch.autograd.grad(y, [z], retain_graph=True)
     (other,) = torch.autograd.grad(y, [z])
     assert torch.equal(one, other)
+
+
+def test_what_was_kept_for_backward_can_be_made_again(small: None) -> None:
+    def again(values: Values) -> tuple[Tensor, ...]:
+        return checkpoint(call, values, use_reentrant=False)
+
+    values = inputs(13, D=2)
+    want, got = (outputs_and_gradients(function, values) for function in (call, again))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_outputs_are_asked_for_once() -> None:
+    values = inputs(3)
+    one = begin(values)
+    one.outputs(values["state"])
+    with pytest.raises(ValueError, match="hyena_li_piece: the outputs of a piece can be asked for once; sum it up"):
+        one.outputs(values["state"])
 
 
 class Counted:

@@ -166,6 +166,26 @@ def modal_kernels_in_many(folder: Path) -> None:
         torch.save([y.detach(), *gradients], folder / f"{sharding} {shards.rank}.pt")
 
 
+def host_runs_ahead() -> None:
+    """Ask for forward and backward of every convolutional mixer while the GPU is kept busy: the host waits for none."""
+    device = torch.device("cuda", dist.get_rank())
+    for letter in "SML":
+        with device:
+            model = StripedHyena2(replace(STRIPED, layout=letter)).bfloat16()
+        parallelise(model)
+        mixer = model.blocks[0].mixer
+        x = torch.randn(1, 512, STRIPED.width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        mixer(x)[0].sum().backward()  # compiles the kernels and connects the processes
+        torch.cuda.synchronize()
+        dist.barrier()
+        torch.cuda._sleep(4_000_000_000)
+        busy = torch.cuda.Event()
+        busy.record()
+        mixer(x)[0].sum().backward()
+        assert not busy.query(), letter
+        torch.cuda.synchronize()
+
+
 def in_processes(ranks: int, work: Callable[..., None], *arguments: object, folder: Path, device: str = "cpu") -> None:
     """Call `work(*arguments)` in every process of a group.
 

@@ -1,6 +1,7 @@
 """What FIR filters send travels while the piece is run, forward and backward, and nothing of its size is copied."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sh2.parallel import halo
 from sh2.parallel.exchange import Flight, Ranks, Route
 from sh2.parallel.halo import Operator
 from sh2.parallel.sharding import Shards
+from tests.sh2.parallel.cases import host_runs_ahead, in_processes
 
 LENGTH, WIDTH = 32, 4
 FILTERS = (torch.ones(3 * WIDTH, 3), None, torch.ones(2, 7), None)
@@ -108,3 +110,10 @@ def test_gradients_of_a_piece_stay_where_they_are_made(ranks: Ranks) -> None:
     y.backward(dy)
     assert seen[0] in places
     assert torch.equal(dy, kept)
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_no_exchange(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has fewer than two GPUs")
+    in_processes(2, host_runs_ahead, folder=tmp_path, device="cuda")
