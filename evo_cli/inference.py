@@ -22,6 +22,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP8 = "fp8"
     FP8_EMULATED = "fp8-emulated"
+    FP8_WEIGHTS = "fp8-weights"
 
 
 class BackendName(StrEnum):
@@ -51,7 +52,7 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         help="auto: the file's own on a GPU, fp32 on a CPU; with FP8 input projections where the model was trained so,"
-        " emulated where the hardware has none.",
+        " emulated where the hardware has none. fp8-weights: as auto, but weights are kept in FP8, in half the memory.",
     ),
 ]
 BackendOption = Annotated[
@@ -111,17 +112,19 @@ def _load(where: str, name: str, precision: Precision, backend: BackendName) -> 
     import torch
 
     import sh2
+    from sh2.accounting import count_parameters
 
     own = torch.float32 if where.startswith("cpu") else None
-    dtype = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}.get(precision, own)
-    model = sh2.load(name, device=where, dtype=dtype)
+    packed = precision is Precision.FP8_WEIGHTS
+    dtypes = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
+    dtypes[Precision.FP8_WEIGHTS] = own or torch.bfloat16
+    model = sh2.load(name, device=where, dtype=dtypes.get(precision, own), fp8_weights=packed)
     home = model.embedding.weight.device
     if home.type == "cuda":  # whatever is allocated without a word on where it should be
         torch.cuda.set_device(home)
     model.use_precision(precision).use_backend(backend)
-    count = sum(parameter.numel() for parameter in model.parameters())
     dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
-    say(f"{name}: {count / 1e6:,.1f}M parameters, {dtype_name}, on {_spread(model, where)}")
+    say(f"{name}: {count_parameters(model.config) / 1e6:,.1f}M parameters, {dtype_name}, on {_spread(model, where)}")
     say_precision(model, chosen=precision is not Precision.AUTO)
     return model
 
@@ -138,10 +141,17 @@ def _spread(model: "StripedHyena2", where: str) -> str:
 
 def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
     """Say in one line in which numbers a model runs, and why."""
-    from sh2.fp8 import fp8_lacks, precision_of
+    from sh2.fp8 import fp8_lacks, precision_of, products_of
 
     weight, trained = model.embedding.weight, model.config.fp8_input_projections
     runs = precision_of(model)
+    if runs == Precision.FP8_WEIGHTS:
+        products = products_of(model)
+        warn(
+            "the weights of linear layers are kept in FP8, rounded to four bits, and every output says"
+            f" precision={runs}{f'; input projections run in {products}, as they were trained' if products else ''}"
+        )
+        return
     if mark := precision_mark(model):
         warn(
             f"the model was trained with FP8 input projections: in {runs} its numbers are wrong, and every output says"
@@ -159,7 +169,7 @@ def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
 
 
 def precision_mark(model: "StripedHyena2") -> str | None:
-    """What every output says of a model that was trained in FP8 and runs without; None of others."""
+    """What every output says of a model that runs in numbers that are not its own; None of others."""
     from sh2.fp8 import precision_of
 
     return mark_of(model.config, precision_of(model))
@@ -167,6 +177,8 @@ def precision_mark(model: "StripedHyena2") -> str | None:
 
 def mark_of(config: "ModelConfig", runs: str) -> str | None:
     """The same, of a model known by its configuration and the numbers that it runs in."""
+    if runs == Precision.FP8_WEIGHTS:
+        return runs
     wrong = config.fp8_input_projections and not runs.startswith(Precision.FP8)
     return f"{runs}_not_fp8" if wrong else None
 

@@ -132,3 +132,28 @@ def test_an_unknown_precision_is_a_wrong_command_line(fp8_folder: Path, fasta: P
     result = evo("score", fasta, "-m", fp8_folder, "--precision", "fp4")
     assert result.returncode == 2
     assert "fp8-emulated" in result.stderr
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_in_fp8_are_marked_everywhere(
+    tmp_path: Path, model_folder: Path, fp8_folder: Path, fasta: Path, trained: bool
+) -> None:
+    folder, output = fp8_folder if trained else model_folder, tmp_path / "scores.tsv"
+    common = ("-m", folder, "--device", "cpu", "--precision", "fp8-weights")
+    result = evo("score", fasta, *common, "-o", output, "--per-base", tmp_path / "bases.tsv")
+    assert result.returncode == 0, result.stderr
+    projections = "; input projections run in fp8-emulated, as they were trained" if trained else ""
+    assert precision_lines(result.stderr) == [
+        "warning: the weights of linear layers are kept in FP8, rounded to four bits, and every output says"
+        f" precision=fp8-weights{projections}"
+    ]
+    for path in (output, tmp_path / "bases.tsv"):
+        assert {row["precision"] for row in rows(path.read_text())} == {"fp8-weights"}
+    want, _ = sh2.score(sh2.load(folder, fp8_weights=True), ["ACGTACGTAAGGT", "TTGCA"])
+    assert float(rows(output.read_text())[0]["log_likelihood"]) == pytest.approx(want.log_likelihood, abs=1e-4)
+    again = evo("score", fasta, "-m", folder, "--device", "cpu", "-o", output, "--per-base", tmp_path / "bases.tsv")
+    assert again.returncode == 0, again.stderr
+    assert "precision" not in rows(output.read_text())[0]
+    written = evo("generate", "-p", "ACGT", "-n", 8, *common)
+    assert written.returncode == 0, written.stderr
+    assert "precision=fp8-weights" in written.stdout
