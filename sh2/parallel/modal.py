@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import ModalPiece
-from sh2.parallel.exchange import AllGather, Ranks, exchanged
+from sh2.parallel.exchange import AllGather, Ranks, start
 from sh2.parallel.halo import Filters, borders, from_before
 
 
@@ -39,13 +39,11 @@ def before(ranks: Ranks, added_XDN: Tensor, log_poles_DN: Tensor, length: int) -
         length: tokens a piece.
     """
     shards = ranks.shards
-    added_CBDN = shards.in_order(exchanged(AllGather(ranks.group), shards.by_piece(added_XDN)))
-    log_decay_DN = log_poles_DN.to(added_CBDN.dtype) * length
-    piece = torch.arange(shards.count, device=log_decay_DN.device)
-    modes = []
-    for mine in shards.mine:
-        steps_C11 = (mine - 1 - piece).clamp(min=0)[:, None, None]
-        # the first piece takes nothing of all: its graph is that of all others, and so is its backward
-        decay_CDN = torch.exp(log_decay_DN * steps_C11) * (piece < mine)[:, None, None]
-        modes.append(torch.einsum("cdn,cbdn->bdn", decay_CDN, added_CBDN))
-    return shards.by_row(torch.stack(modes))
+    sent = start(AllGather(ranks.group), shards.by_piece(added_XDN))
+    piece_C = torch.arange(shards.count, device=log_poles_DN.device)
+    steps_PC = torch.stack([mine - 1 - piece_C for mine in shards.mine])
+    log_decay_PCDN = log_poles_DN.to(added_XDN.dtype) * (steps_PC.clamp(min=0) * length)[..., None, None]
+    # the first piece takes nothing of all: its graph is that of all others, and so is its backward
+    decay_PCDN = torch.exp(log_decay_PCDN) * (steps_PC >= 0)[..., None, None]
+    (added_NPBDN,) = sent.finish()
+    return shards.by_row(torch.einsum("pcdn,cbdn->pbdn", decay_PCDN, shards.in_order(added_NPBDN)))
