@@ -4,6 +4,7 @@ import signal
 from types import FrameType
 from typing import Self
 
+from evo_cli.inference import say
 from evo_cli.progress import Bar
 from sh2.train.loop import Observer
 from sh2.train.records import SpeedRecord, StepRecord
@@ -47,7 +48,7 @@ class BarObserver:
 
 
 class Observers:
-    """Several observers as one."""
+    """Several observers as one; a note that comes before any of them is a line."""
 
     def __init__(self) -> None:
         self._observers: list[Observer] = []
@@ -64,6 +65,8 @@ class Observers:
             observer.speed(record)
 
     def note(self, text: str) -> None:
+        if not self._observers:
+            say(text)
         for observer in self._observers:
             observer.note(text)
 
