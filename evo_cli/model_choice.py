@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo_cli.inference import Precision
-from sh2.accounting import Numbers
+from sh2.accounting import Numbers, count_parameters
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import PRESETS, PUBLISHED, preset
@@ -45,17 +45,20 @@ def numbers_of(
     """
     dtype = stored if gpu else "fp32"
     projections = None
+    packed = precision is Precision.FP8_WEIGHTS
+    if packed and gpu:
+        dtype = "bf16"
     if precision in (Precision.BF16, Precision.FP32):
         dtype = precision.value
     elif precision is Precision.FP8 and lacks_fp8:
         raise Sh2Error("precision fp8 cannot run there: the device has no FP8 products").hint(
             "fp8-emulated rounds alike on any device"
         )
-    elif precision is not Precision.AUTO:
+    elif precision is not Precision.AUTO and not packed:
         projections = precision.value
     elif config.fp8_input_projections:
         projections = (Precision.FP8_EMULATED if lacks_fp8 else Precision.FP8).value
-    return Numbers(dtype=dtype, projections=projections, fused=gpu and not plain)
+    return Numbers(dtype=dtype, projections=projections, fused=gpu and not plain, fp8_weights=packed)
 
 
 def model_to_time(name: str, device: str, precision: Precision, backend: str) -> "tuple[StripedHyena2, Numbers]":
@@ -85,8 +88,9 @@ def model_to_time(name: str, device: str, precision: Precision, backend: str) ->
     if Path(name).exists():
         return load_model(name, device, precision, BackendName(backend)), numbers
     dtype = torch.bfloat16 if numbers.dtype == "bf16" else torch.float32
-    model = random_model(config, device=device, dtype=dtype)
-    model.use_precision(numbers.projections or numbers.dtype).use_backend(backend)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{name}: {count / 1e6:,.1f}M random parameters, in {precision_of(model)}, on {device}")
+    model = random_model(config, device=device, dtype=dtype, fp8_weights=numbers.fp8_weights)
+    if not numbers.fp8_weights:
+        model.use_precision(numbers.projections or numbers.dtype)
+    model.use_backend(backend)
+    say(f"{name}: {count_parameters(config) / 1e6:,.1f}M random parameters, in {precision_of(model)}, on {device}")
     return model, numbers

@@ -2,7 +2,7 @@
 
 # B batch, L length, D width, I inner width of the MLP, V vocabulary, N modes
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sh2.config import FeedForward, MixerKind, ModelConfig
 
@@ -16,12 +16,14 @@ class Numbers:
     """In which numbers a model runs.
 
     dtype: of weights and activations, `bf16` or `fp32`. projections: `fp8` or `fp8-emulated` where the hyena mixers'
-    input projections run so. fused: Triton kernels run the hyena operators, not plain torch.
+    input projections run so. fused: Triton kernels run the hyena operators, not plain torch. fp8_weights: the weights
+    of linear layers are kept in FP8 (sh2.packed).
     """
 
     dtype: str
     projections: str | None = None
     fused: bool = True
+    fp8_weights: bool = False
 
     @property
     def size(self) -> int:
@@ -130,6 +132,46 @@ def _hyena_mixers(config: ModelConfig) -> int:
     return hyena + config.num_layers * (config.feed_forward is FeedForward.HYENA_SE)
 
 
+def loaded_bytes(config: ModelConfig, numbers: Numbers) -> int:
+    """Memory of a model as it is kept for inference, in bytes: weights, buffers, and what FP8 products keep beside."""
+    return ends_bytes(config, numbers) + sum(block_bytes(config, kind, numbers) for kind in config.kinds)
+
+
+def ends_bytes(config: ModelConfig, numbers: Numbers) -> int:
+    """What of that is no block's, but the embedding's, the last norm's and the unembedding's."""
+    return numbers.size * config.width * (1 + config.vocab_size * (1 if config.tied_embeddings else 2))
+
+
+def block_bytes(config: ModelConfig, kind: MixerKind, numbers: Numbers) -> int:
+    """What of that is a block's with this mixer."""
+    one = replace(config, layout=kind.value)
+    size = weight_bytes(one, numbers.dtype) - ends_bytes(config, numbers)
+    if not numbers.fp8_weights:
+        return size + projection_copies_bytes(one, numbers.projections)
+    for inputs, outputs in _linear_layers(one):
+        size += inputs * outputs * (1 - numbers.size) + 4 * outputs  # codes, and a unit for each output
+    return size + 4 * _hyena_mixers(one) * (numbers.projections is not None)  # their scales
+
+
+def _linear_layers(one: ModelConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of a configuration of one block."""
+    D, hyena = one.width, _hyena_mixers(one)
+    layers = [(D, 3 * D), (D, D)] * hyena
+    if MixerKind.ATTENTION in one.kinds:
+        layers += [(D, D + 2 * one.num_kv_heads * one.head_dim), (D, D)]
+    if one.feed_forward is not FeedForward.HYENA_SE:
+        layers += [(D, one.mlp_width), (D, one.mlp_width), (one.mlp_width, D)]
+    return layers
+
+
+def _largest_weight_bytes(config: ModelConfig, numbers: Numbers) -> int:
+    """The largest weight that is kept in FP8, as the numbers that it is for the moment of its product."""
+    if not numbers.fp8_weights:
+        return 0
+    layers = [layer for kind in set(config.kinds) for layer in _linear_layers(replace(config, layout=kind.value))]
+    return numbers.size * max(inputs * outputs for inputs, outputs in layers)
+
+
 def state_bytes(config: ModelConfig, dtype: str) -> int:
     """Memory of the filters' states of one sequence, in bytes: of any length the same."""
     kinds = list(config.kinds)
@@ -176,7 +218,7 @@ def activation_bytes(config: ModelConfig, tokens: int, numbers: Numbers, *, logi
     if logits:  # as they are, as float32, and exponentials of these
         wide = 4 if numbers.size < 4 else 0
         moments.append(stream + tokens * config.vocab_size * (numbers.size + wide + 4))
-    return max(moments)
+    return max(moments) + _largest_weight_bytes(config, numbers)
 
 
 def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Numbers) -> int:

@@ -11,7 +11,7 @@ from sh2.accounting import (
     count_parameters,
     forward_flops,
     kv_cache_bytes,
-    projection_copies_bytes,
+    loaded_bytes,
     state_bytes,
     weight_bytes,
 )
@@ -65,7 +65,7 @@ class Plan:
         if not self.gpu:
             return CHUNK
         free = self.room - self.weights() - runtime_bytes(self.gpu)
-        a_token = activation_bytes(self.config, 4096, self.numbers) // 4096
+        a_token = activation_bytes(self.config, 4096, replace(self.numbers, fp8_weights=False)) // 4096
         fitting = max(0, free) // 2 // (self.rows_read * a_token)
         return max(_LEAST_CHUNK, min(CHUNK, 1 << max(0, fitting.bit_length() - 1)))
 
@@ -78,9 +78,7 @@ class Plan:
         """Memory of the weights, in bytes."""
         if self.task is Task.TRAIN:
             return weight_bytes(self.config, "fp32")
-        return weight_bytes(self.config, self.numbers.dtype) + projection_copies_bytes(
-            self.config, self.numbers.projections
-        )
+        return loaded_bytes(self.config, self.numbers)
 
     def kv_bytes(self, tokens: int) -> int:
         """Keys and values of one row of so many tokens."""

@@ -10,11 +10,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from sh2.accounting import Numbers, forward_flops, weight_bytes
+from sh2.accounting import Numbers, forward_flops, loaded_bytes
 from sh2.bench.generate import time_decoding
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
 from sh2.config import MixerKind, ModelConfig
+from sh2.fp8 import Precision
 from sh2.mixers.attention import attend
 from sh2.model import StripedHyena2
 from sh2.scoring import log_probs_of
@@ -127,6 +128,8 @@ def block_bytes(one: ModelConfig, numbers: Numbers) -> int:
     """What a step reads of a block's weights: of a configuration of one layer."""
     matrices = forward_flops(one, 1)
     weights = (matrices["projections"] + matrices["feed_forward"]) // 2
+    if numbers.fp8_weights:
+        return weights
     if numbers.projections == "fp8" and one.kinds[0] is not MixerKind.ATTENTION:
         weights -= 3 * one.width**2 // 2
     return weights * numbers.size
@@ -189,8 +192,10 @@ class Trial:
         # weights of a training run are float32 whatever it computes in
         dtype = torch.float32 if self._training else _DTYPES[self._numbers.dtype]
         config = replace(self._config, layout=layout)
-        model = random_model(config, device=self._device, dtype=dtype).use_backend(self._backend)
-        return model.use_precision(self._numbers.projections) if self._numbers.projections else model
+        packed = self._numbers.fp8_weights
+        model = random_model(config, device=self._device, dtype=dtype, fp8_weights=packed).use_backend(self._backend)
+        products = Precision.FP8_WEIGHTS if packed else self._numbers.projections
+        return model.use_precision(products) if products else model
 
     def _ids(self, *shape: int) -> Tensor:
         return torch.randint(0, 256, shape, device=self._device)
@@ -252,7 +257,7 @@ class Trial:
 
         Several are more than caches hold, or as many as a small model has: a step's time is that of reading weights.
         """
-        block = weight_bytes(model.config, self._numbers.dtype)
+        block = loaded_bytes(model.config, self._numbers)
         more = min(_MOST_BLOCKS, 1 + max(1, _CACHED_BYTES // block))
         one, many = (
             time_decoding(tried, _FEW, rows=self._rows, tokens=_WRITTEN).step_seconds

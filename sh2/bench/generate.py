@@ -5,7 +5,14 @@ from time import perf_counter
 
 import torch
 
-from sh2.accounting import Numbers, kv_cache_bytes, projection_copies_bytes, state_bytes, weight_bytes
+from sh2.accounting import (
+    Numbers,
+    kv_cache_bytes,
+    loaded_bytes,
+    projection_copies_bytes,
+    state_bytes,
+    weight_bytes,
+)
 from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.forward import random_ids
 from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
@@ -79,8 +86,8 @@ def step_bytes(config: ModelConfig, numbers: Numbers, *, tokens: int, rows: int,
     Args:
         tokens: that each row has seen.
     """
-    weights = weight_bytes(config, numbers.dtype)
-    if numbers.projections == "fp8":  # in place of the others
+    weights = loaded_bytes(config, numbers) if numbers.fp8_weights else weight_bytes(config, numbers.dtype)
+    if numbers.projections == "fp8" and not numbers.fp8_weights:  # in place of the others
         weights -= projection_copies_bytes(config, "fp8") * (numbers.size - 1)
     states = 2 * state_bytes(config, numbers.dtype)
     return weights + rows * (states + kv_cache_bytes(config, tokens, kv_dtype or numbers.dtype))

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sh2.config import ModelConfig
+from sh2.fp8 import pack_layers
 from sh2.model import StripedHyena2
 
 
@@ -50,10 +51,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 @contextmanager
-def counting(config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[LiveBytes, StripedHyena2]]:
+def counting(
+    config: ModelConfig, dtype: torch.dtype, *, fp8_weights: bool = False
+) -> Iterator[tuple[LiveBytes, StripedHyena2]]:
     """Count on fake tensors; yields the count and a model whose weights have no values, on a CPU that has no memory."""
     with torch.device("meta"):
         model = StripedHyena2(config)
+        if fp8_weights:
+            pack_layers(model.blocks, trained_in_fp8=config.fp8_input_projections)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         for module in model.modules():
             kept = getattr(module, "float32_names", ())
@@ -63,7 +68,7 @@ def counting(config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[LiveByte
                     module._parameters[name] = nn.Parameter(made)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=torch.float32)
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         # it looks at the values of ids
         model._check = lambda *_: None  # type: ignore[method-assign]
         yield live, model

@@ -12,13 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from sh2.accounting import (
     Numbers,
     activation_bytes,
+    block_bytes,
+    ends_bytes,
     forward_flops,
     kv_cache_bytes,
+    loaded_bytes,
     projection_copies_bytes,
     state_bytes,
     weight_bytes,
 )
+from sh2.bench.models import random_model
 from sh2.config import FeedForward, ModelConfig
+from sh2.fp8 import InputProjection
 from sh2.model import StripedHyena2
 from sh2.presets import PRESETS, preset
 from tests.sh2.memory import counting
@@ -109,6 +114,37 @@ def test_projections_in_fp8_keep_a_copy_of_their_weights() -> None:
     copies = sum(block.mixer.input.quantised_weight().codes.nbytes for block in model.blocks[:3])
     assert projection_copies_bytes(model.config, "fp8-emulated") == copies
     assert projection_copies_bytes(model.config, "fp8") == copies / 2
+
+
+@pytest.mark.parametrize("fp8_weights", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_every_block_is_kept_in_what_its_tensors_take(name: str, dtype: str, trained: bool, fp8_weights: bool) -> None:
+    config = replace(CONFIGS[name], fp8_input_projections=trained)
+    numbers = Numbers(dtype=dtype, projections="fp8-emulated" if trained else None, fp8_weights=fp8_weights)
+    model = random_model(config, device="cpu", dtype=DTYPES[dtype], fp8_weights=fp8_weights)
+    if trained:
+        model.use_precision("auto")
+    model(torch.zeros(1, 4, dtype=torch.int64))
+
+    def size(module: torch.nn.Module) -> int:
+        copies = [part.quantised_weight().codes for part in module.modules() if isinstance(part, InputProjection)]
+        tensors = [*module.parameters(), *module.buffers(), *(copies if trained else [])]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    for kind, block in zip(config.kinds, model.blocks, strict=True):
+        assert block_bytes(config, kind, numbers) == size(block)
+    assert loaded_bytes(config, numbers) == size(model)
+    assert ends_bytes(config, numbers) == size(model) - sum(map(size, model.blocks))
+
+
+def test_the_40b_in_fp8_is_half_of_that_in_bf16() -> None:
+    config = preset("evo2_40b")
+    whole, packed = (Numbers(dtype="bf16", fp8_weights=packed) for packed in (False, True))
+    assert loaded_bytes(config, whole) == pytest.approx(81.5e9, rel=0.02)
+    assert loaded_bytes(config, packed) == pytest.approx(loaded_bytes(config, whole) / 2, rel=0.01)
 
 
 TOKENS = 4096

@@ -44,6 +44,21 @@ def test_reading_takes_the_memory_that_was_predicted(config: ModelConfig, length
         assert predict_memory(planned).total == pytest.approx(live.most, rel=0.1)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("length", [100, 9000])
+@torch.no_grad()
+def test_weights_in_fp8_take_the_memory_that_was_predicted(length: int, trained: bool) -> None:
+    config = replace(SEVEN, fp8_input_projections=trained)
+    numbers = Numbers(dtype="bf16", projections="fp8" if trained else None, fp8_weights=True)
+    planned = plan(config, Task.SCORE, length, numbers=numbers)
+    with counting(config, torch.bfloat16, fp8_weights=True) as (live, model):
+        model.use_precision("auto").use_backend("triton")
+        ids = torch.zeros(1, length, dtype=torch.int64)
+        for start, x_BLD, _ in chunks(model, ids, most=8192):
+            log_probs_of(model.logits(x_BLD), ids[:, start : start + x_BLD.shape[1]])
+        assert predict_memory(planned).total == pytest.approx(live.most, rel=0.15)
+
+
 @pytest.mark.parametrize(("prompt", "samples"), [(2000, 1), (2000, 4), (20, 8)])
 def test_writing_takes_the_memory_that_was_predicted(prompt: int, samples: int) -> None:
     config = replace(preset("debug"), layout="S**M")
