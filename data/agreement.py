@@ -56,6 +56,15 @@ def spearman(scores: Floats, values: Floats) -> float:
     return float((a * b).sum()) / spread if spread else float("nan")
 
 
+def r_squared(predictions: Floats, values: Floats) -> float:
+    """The part of the values' variance that is predicted; below 0 if their mean does better, NaN if they do not vary.
+
+    Not the square of a correlation: predictions that are off by a factor are off.
+    """
+    spread = float(((values - values.mean()) ** 2).sum())
+    return 1 - float(((values - predictions) ** 2).sum()) / spread if spread else float("nan")
+
+
 def ranks(values: Floats) -> Floats:
     """Ranks from 1 up; equal values share their mean."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -102,6 +102,10 @@ def _rows(path: Path, first: str, bare: tuple[str, str]) -> Iterator[tuple[int, 
     try:
         with _opened(path) as stream:
             line = stream.readline()
+            if line.startswith(">"):
+                raise DataError(f"{path}: is FASTA, which holds no labels").hint(
+                    "give a table of names and labels beside it with `--labels`"
+                )
             delimiter = "\t" if "\t" in line else ","
             header = [cell.strip().lstrip("#").lower() for cell in next(csv.reader([line], delimiter=delimiter), [])]
             header = [first if cell in _NAMES and first == "name" else cell for cell in header]

@@ -13,10 +13,12 @@ from evo_cli.commands.convert import convert
 from evo_cli.commands.doctor import doctor
 from evo_cli.commands.embed import embed
 from evo_cli.commands.evaluate import evaluate
+from evo_cli.commands.finetune import finetune
 from evo_cli.commands.generate import generate
 from evo_cli.commands.merge import merge
 from evo_cli.commands.models import models
 from evo_cli.commands.plan import plan
+from evo_cli.commands.predict import predict
 from evo_cli.commands.prepare import prepare
 from evo_cli.commands.scan import scan
 from evo_cli.commands.score import score
@@ -81,7 +83,10 @@ def evo(
     """
 
 
-for command in (prepare, train, score, merge, scan, embed, generate, convert, models, plan, selftest, doctor):
+for command in (
+    *(prepare, train, score, merge, scan, embed, generate, finetune, predict),
+    *(convert, models, plan, selftest, doctor),
+):
     app.command()(command)
 app.add_typer(evaluate, name="eval")
 app.add_typer(bench, name="bench")

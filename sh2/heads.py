@@ -166,7 +166,7 @@ def _logistic(x_ND: Tensor, targets: Targets, penalty: float) -> tuple[Tensor, T
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return weight_CD.detach(), bias_C.detach()
 
 
@@ -197,7 +197,7 @@ def load_head(path: Path) -> tuple[Head, str, str]:
         with safe_open(path, framework="pt") as file:
             facts: dict[str, Any] = json.loads(file.metadata()["head"])
         model, weights = facts.pop("model"), facts.pop("weights")
-        facts |= {"task": Task(facts["task"]), "classes": tuple(facts["classes"])}
-        return Head(**facts, **tensors), model, weights
+        values: dict[str, Any] = {**facts, "task": Task(facts["task"]), "classes": tuple(facts["classes"]), **tensors}
+        return Head(**values), model, weights
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise Sh2Error(f"{path} holds no head").hint("give a folder that `evo finetune` wrote") from None

@@ -73,11 +73,16 @@ def finetune(
         told: called after every epoch, and before the first.
 
     Raises:
-        Sh2Error: the pooling is not one of `POOLINGS`, or the loss is not finite.
+        Sh2Error: the head's layer is no block and not the last norm, its pooling is not one of `POOLINGS`, or the loss
+            is not finite.
     """
     if head.pooling not in POOLINGS:
         raise Sh2Error(f"a model cannot be trained through the pooling {head.pooling}").hint(
             f"use {', '.join(POOLINGS)}, or train the head alone"
+        )
+    if head.layer != NORM and not head.layer.removeprefix("blocks.").isdecimal():
+        raise Sh2Error(f"a model cannot be trained through the layer {head.layer}").hint(
+            "use a block or norm, or train the head alone"
         )
     per_epoch = math.ceil(len(train.ids) / config.batch_size)
     config = replace(config, steps=epochs * per_epoch)

@@ -35,7 +35,7 @@ def freeze(model: nn.Module, choices: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters())
     for choice in choices:
-        chosen = PARTS.get(choice, lambda name, pattern=choice: fnmatchcase(name, pattern))  # type: ignore[misc]
+        chosen = PARTS.get(choice, lambda name, pattern=choice: fnmatchcase(name, pattern))
         names = [name for name in parameters if chosen(name)]
         if not names:
             raise Sh2Error(f"nothing of the model is called `{choice}`, so it cannot be frozen").hint(

@@ -1,5 +1,7 @@
 """A model trained with a head: the same embedding as `sh2.embedding`, better validation, and nothing else changed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -126,8 +128,11 @@ def test_pads_count_for_nothing():
         torch.testing.assert_close(pooled(x, lengths, pooling)[0], pooled(x[:1], lengths[:1], pooling)[0])
 
 
-def test_other_poolings_are_refused():
+def test_other_layers_and_poolings_are_refused():
     model, head, train, valid, _ = started(pooling="second-half")
 
     with pytest.raises(Sh2Error, match="a model cannot be trained through the pooling second-half"):
         finetune(model, head, train, valid, CONFIG, epochs=1)
+    inside = replace(head, layer="blocks.2.mixer", pooling="mean")
+    with pytest.raises(Sh2Error, match=r"a model cannot be trained through the layer blocks\.2\.mixer"):
+        finetune(model, inside, train, valid, CONFIG, epochs=1)
