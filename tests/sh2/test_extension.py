@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sh2.checkpoint import save_model
-from sh2.config import PUBLISHED_WINDOW, RotaryFrequencies
+from sh2.config import DEFAULT_WINDOW, PUBLISHED_WINDOW, RotaryFrequencies
 from sh2.errors import Sh2Error
 from sh2.extension import Extension, extend
 from sh2.model import StripedHyena2
@@ -60,11 +60,17 @@ def test_nothing_but_rotary_positions_changes(by):
 
     changed = {key for key in before if before[key] != after[key]}
     assert changed <= {"context", "rotary_interpolation", "rotary_base"}
-    windows = [
-        StripedHyena2(config).blocks[1].mixer.inner_filter() for config in (published, extend(SHORT, 65_536, by))
-    ]
-    assert published.mr_window == extend(published, 65_536, by).mr_window
-    assert windows[0].shape == windows[1].shape
+
+
+@pytest.mark.parametrize("by", Extension)
+def test_the_window_of_hyena_mr_does_not_change_with_the_context(by):
+    """Neither the published rates nor ours: taps count tokens."""
+    for window in (PUBLISHED_WINDOW, DEFAULT_WINDOW):
+        config = replace(SHORT, mr_window=window)
+
+        short, long = (StripedHyena2(one, seed=4) for one in (config, extend(config, 1_048_576, by)))
+
+        assert torch.equal(short.blocks[1].mixer.inner_filter(), long.blocks[1].mixer.inner_filter())
 
 
 @torch.no_grad()
