@@ -216,7 +216,7 @@ class StripedHyena2(nn.Module):
     def whole(self, ids_BL: Tensor) -> Tensor:
         """Like `hidden` for sequences from their start, without a state to go on from: x_BLD, as training needs it."""
         self._check(ids_BL, None)
-        return run_blocks(self.blocks, self._embed(ids_BL), self.recompute)
+        return run_blocks(list(self.blocks), self._embed(ids_BL), self.recompute)
 
     @torch.no_grad()
     def step(self, ids_B: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:

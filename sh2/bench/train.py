@@ -184,7 +184,7 @@ def products_seconds(
         weight_OI = torch.randn(outputs, inputs, device=device, dtype=dtype)
         dy_TO = torch.randn(rows * length, outputs, device=device, dtype=dtype)
         for left, right in ((x_TI, weight_OI.t()), (dy_TO, weight_OI), (dy_TO.t(), x_TI)):
-            seconds += count * stopwatch.time(lambda left=left, right=right: lambda: left @ right).seconds
+            seconds += count * stopwatch.time(partial(partial, torch.matmul, left, right)).seconds
     if attentions := config.layout.count(MixerKind.ATTENTION):
         shape = rows, config.num_heads, length, config.head_dim
         q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))

@@ -7,13 +7,15 @@ Parameters keep their names; nothing that is saved changes.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from sh2.errors import Sh2Error
-from sh2.model import StripedHyena2
+from sh2.model import Block, StripedHyena2
+from sh2.recompute import Recompute
+from sh2.rerun import run_half
 from sh2.train.loss import LossSums, loss_sums
 
 BACKEND = "inductor"  # of torch.compile
@@ -24,7 +26,7 @@ _MOST_GRAPHS = 64
 def compile_blocks(model: StripedHyena2, *, in_one_graph: bool = True) -> None:
     """Let both halves of a block, and the last norm, be graphs without breaks, made when they first meet a size.
 
-    They are the halves of whole sequences; what carries a state is left as it is.
+    They are the halves of whole sequences; what carries a state is left as it is. Choose before what is made again.
 
     Args:
         in_one_graph: each half is one; not where processes exchange something within it.
@@ -40,9 +42,15 @@ def compile_blocks(model: StripedHyena2, *, in_one_graph: bool = True) -> None:
         raise Sh2Error(f"torch.compile does not work here: {reason}").hint("train with `--no-compile`") from None
     model.norm.compile(fullgraph=True, dynamic=False, backend=BACKEND)
     for block in model.blocks:
-        for half in ("mix", "feed"):
-            compiled = torch.compile(getattr(block, half), fullgraph=in_one_graph, dynamic=False, backend=BACKEND)
-            vars(block)[half] = compiled  # over the class's method
+        assert isinstance(block, Block)
+        for name, by_token in (("mix", False), ("feed", not block.mixes_twice)):
+            half = getattr(block, name)
+            if block.recompute is Recompute.SELECTIVE:  # what single operations keep, a graph decides when it is made
+                half = partial(run_half, half, recompute=block.recompute, by_token=by_token)
+            compiled = torch.compile(half, fullgraph=in_one_graph, dynamic=False, backend=BACKEND)
+            vars(block)[name] = compiled  # over the class's method
+        if block.recompute is Recompute.SELECTIVE:
+            block.recompute = Recompute.NONE
 
 
 def compiled_loss_sums(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:

@@ -1,6 +1,7 @@
 """A backward that makes things again has the gradients of one that keeps them; and what training runs is `hidden`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,43 @@ def test_a_compiled_run_that_makes_things_again_has_the_same_losses(tmp_path, mo
     plain, again = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("plain", "again"))
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (plain, again)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def streams_kept(model: StripedHyena2) -> float:
+    """What `whole` keeps for its backward beside the weights, in tensors of the stream's size."""
+    sizes: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        x_BLD = model.whole(torch.zeros(2, 500, dtype=torch.int64))
+    return sum(sizes.values()) / x_BLD.nbytes
+
+
+def test_a_stream_is_kept_for_each_half_or_for_each_group() -> None:
+    none, _, full, nested = (streams_kept(tiny().use_recompute(recompute)) for recompute in Recompute)
+    assert full == pytest.approx(8, abs=0.1)
+    assert nested == pytest.approx(-(-4 // group_size(4)), abs=0.1)
+    assert none > 5 * full
+
+
+def test_a_graph_keeps_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sh2.train import compilation
+
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager_decomp_partition")
+    kept = []
+    for recompute in (Recompute.NONE, Recompute.SELECTIVE):
+        torch._dynamo.reset()
+        model = StripedHyena2(replace(CONFIGS["striped"], layout="*")).use_recompute(recompute)
+        compilation.compile_blocks(model)
+        kept.append(streams_kept(model))
+    # inputs of both halves, the projection (3), what attention makes of it, gate and up (1.5 each); and sums
+    assert kept[1] == pytest.approx(2 + 3 + 1 + 3, abs=0.5)
+    assert kept[0] > 1.5 * kept[1]
 
 
 def test_an_unknown_choice_is_refused() -> None:
