@@ -45,7 +45,7 @@ def predict(request: Request) -> tuple[list[Line], str | None]:
     elsewhere = KNOWN_DEVICES.get(request.device)
     where = request.device if elsewhere else resolve_device(request.device)
     gpu = elsewhere is not None or where.startswith("cuda")
-    numbers = _numbers(request, config, stored, where, elsewhere)
+    numbers = numbers_for(request, config, stored, where, elsewhere)
     plan = Plan(
         config=config,
         task=Task(request.task),
@@ -66,7 +66,8 @@ def described(name: str, plan: Plan, where: str) -> str:
     numbers = plan.numbers
     return (
         f"{name}: {count_parameters(plan.config) / 1e6:,.1f}M parameters, in {numbers.projections or numbers.dtype}"
-        f"{f' and {numbers.dtype}' if numbers.projections else ''}, on {where}"
+        f"{f' and {numbers.dtype}' if numbers.projections else ''}"
+        f"{', weights kept in FP8' if numbers.fp8_weights else ''}, on {where}"
     )
 
 
@@ -81,8 +82,8 @@ def answer(
     lines = list(_memory_lines(plan))
     if not fits(plan):
         return lines, _why_not(plan)
-    speeds = _speeds(plan, where, elsewhere, backend)
-    return lines + list(_time_lines(plan, predict_seconds(plan, speeds) if speeds else None)), None
+    speeds = speeds_for(plan, where, elsewhere, backend)
+    return lines + list(time_lines(plan, predict_seconds(plan, speeds) if speeds else None)), None
 
 
 def print_answer(lines: list[Line], short: str | None) -> None:
@@ -95,7 +96,9 @@ def print_answer(lines: list[Line], short: str | None) -> None:
         raise typer.Exit(1)
 
 
-def _numbers(request: Request, config: ModelConfig, stored: str, where: str, elsewhere: KnownDevice | None) -> Numbers:
+def numbers_for(
+    request: Request, config: ModelConfig, stored: str, where: str, elsewhere: KnownDevice | None
+) -> Numbers:
     gpu, plain = elsewhere is not None or where.startswith("cuda"), request.backend is BackendName.REFERENCE
     if request.task == Task.TRAIN:
         auto = "bf16" if gpu else "fp32"
@@ -112,7 +115,7 @@ def _numbers(request: Request, config: ModelConfig, stored: str, where: str, els
     return numbers_of(config, stored, request.precision, gpu=gpu, lacks_fp8=lacks, plain=plain)
 
 
-def _speeds(plan: Plan, where: str, elsewhere: KnownDevice | None, backend: BackendName) -> Speeds | None:
+def speeds_for(plan: Plan, where: str, elsewhere: KnownDevice | None, backend: BackendName) -> Speeds | None:
     training, rows = plan.task is Task.TRAIN, plan.batch if plan.task is Task.GENERATE else 0
     if elsewhere is not None:
         if plan.numbers.dtype != "bf16":
@@ -131,9 +134,9 @@ def _memory_lines(plan: Plan) -> Iterator[Line]:
     memory = predict_memory(plan)
     for field in fields(memory):
         if value := getattr(memory, field.name):
-            yield field.name, _gib(value), "GiB"
-    yield "total", _gib(memory.total), "GiB"
-    yield "room", _gib(plan.room), "GiB"
+            yield field.name, gib(value), "GiB"
+    yield "total", gib(memory.total), "GiB"
+    yield "room", gib(plan.room), "GiB"
     yield "fits", "yes" if fits(plan) else "no", ""
     yield "longest", str(longest(plan)), "tokens"
     if plan.task is not Task.TRAIN:
@@ -141,7 +144,7 @@ def _memory_lines(plan: Plan) -> Iterator[Line]:
     yield "arithmetic", f"{total_flops(plan) / 1e12:.4g}", "TFLOP"
 
 
-def _time_lines(plan: Plan, took: Duration | None) -> Iterator[Line]:
+def time_lines(plan: Plan, took: Duration | None) -> Iterator[Line]:
     if took is None:
         return
     if plan.task is Task.GENERATE:
@@ -163,5 +166,5 @@ def _why_not(plan: Plan) -> str:
     return f"{error}; {f'{most:,} tokens would fit' if most else 'no length fits'}"
 
 
-def _gib(value: int) -> str:
+def gib(value: int) -> str:
     return f"{value / _GIB:.3f}"

@@ -2,6 +2,7 @@
 
 # B batch, L length
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
@@ -45,6 +46,8 @@ class Plan:
     batch: sequences at once: records that share a batch, samples of one prompt, windows of a forward pass in training.
     accumulation, recompute: in training, forward passes of an update, and what their backwards make again.
     room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
+    piece, held: tokens of a row that are run at once, and memory of the weights in bytes, where these do not follow
+    from one device alone (`sh2.split_planning`).
     """
 
     config: ModelConfig
@@ -58,10 +61,14 @@ class Plan:
     recompute: Recompute = Recompute.NONE
     room: int
     gpu: bool
+    piece: int | None = None
+    held: int | None = None
 
     @property
     def chunk(self) -> int:
         """Tokens of a row that are run at once, as `sh2.chunks` chooses."""
+        if self.piece is not None:
+            return self.piece
         if not self.gpu:
             return CHUNK
         free = self.room - self.weights() - runtime_bytes(self.gpu)
@@ -76,6 +83,8 @@ class Plan:
 
     def weights(self) -> int:
         """Memory of the weights, in bytes."""
+        if self.held is not None:
+            return self.held
         if self.task is Task.TRAIN:
             return weight_bytes(self.config, "fp32")
         return loaded_bytes(self.config, self.numbers)
@@ -203,10 +212,13 @@ def fits(plan: Plan) -> bool:
     return predict_memory(plan).total <= plan.room
 
 
-def longest(plan: Plan) -> int:
+def longest(plan: Plan, enough: Callable[[Plan], bool] = fits) -> int:
     """The longest sequence that fits, everything else the same; 0 if none does.
 
     In generation it is the prompt that grows, if there is more of it than of what is written.
+
+    Args:
+        enough: says whether a plan fits.
     """
     reads = plan.task is not Task.GENERATE or plan.prompt > plan.length // 2
     written = plan.length - plan.prompt
@@ -214,12 +226,12 @@ def longest(plan: Plan) -> int:
     def at(length: int) -> Plan:
         return replace(plan, length=length, prompt=max(1, length - written) if reads else min(plan.prompt, length))
 
-    if not fits(at(1)):
+    if not enough(at(1)):
         return 0
     low, high = 1, _LONGEST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(at(middle)) else (low, middle)
+        low, high = (middle, high) if enough(at(middle)) else (low, middle)
     return low
 
 

@@ -41,7 +41,12 @@ def plan(
         typer.Option("--prompt", min=1, help="Of the tokens of generate, how many are given; 1 if left out."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N; or h100, which need not be here.")
+        str,
+        typer.Option(
+            "--device",
+            help="auto, cpu, cuda, cuda:N; or h100, which need not be here. cuda:0+cuda:1, h100+h100: one model over"
+            " both. cuda:0+cpu, h100+cpu: what does not fit the GPU is streamed to it.",
+        ),
     ] = "auto",
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GIB", help="Plan for so much memory, not for what is there.")
@@ -58,12 +63,14 @@ def plan(
     piece of a sequence takes while it passes, and what the GPU's libraries take. Time is that of one batch, from trying
     a block of each kind here, which takes some seconds; or, for a device that is not here, from its measured limits.
 
-    Exits with 1 if it does not fit.
+    Of a model that is split over devices, memory is told of each. Exits with 1 if it does not fit.
 
     \b
     Examples:
       evo plan --model evo2_7b --length 1048576 --device h100
       evo plan --model evo2_7b --length 131072 --task generate --prompt 130000 --batch 8
+      evo plan --model evo2_40b --length 131072 --device h100+h100
+      evo plan --model evo2_40b --length 8192 --device h100 --precision fp8-weights
       evo plan --model nano --length 8192 --task train --batch 8
     """
     if prompt is not None and task is not TaskName.GENERATE:
@@ -72,11 +79,12 @@ def plan(
         raise typer.BadParameter(f"must be below --length {length}: nothing would be written", param_hint="--prompt")
     if memory is not None and not 0 < memory < 1e9:
         raise typer.BadParameter(f"must be above 0, not {memory:g}", param_hint="--memory")
-    if task is TaskName.TRAIN and precision in (Precision.FP8, Precision.FP8_EMULATED):
+    if task is TaskName.TRAIN and precision not in (Precision.AUTO, Precision.BF16, Precision.FP32):
         raise typer.BadParameter("training runs in bf16 or fp32", param_hint="--precision")
     from evo_cli.planning import Request, predict, print_answer
+    from evo_cli.split_planning import predict_split
 
-    answer = predict(
+    answer = (predict_split if "+" in device else predict)(
         Request(
             model=model,
             length=length,

@@ -130,3 +130,58 @@ def test_what_is_asked_wrongly_is_said(options: tuple[object, ...], code: int, s
     assert result.exit_code == code
     assert says in " ".join(result.stderr.split())
     assert not result.stdout
+
+
+def test_a_model_over_gpus_that_are_not_here_is_told_of_each() -> None:
+    result = plan("-m", "evo2_40b", "-L", 8192, "--device", "h100+h100", "--precision", "bf16")
+    assert result.exit_code == 0, result.output
+    found = values(result)
+    assert [found[f"blocks[cuda:{gpu}]"] for gpu in (0, 1)] == ["25", "25"]
+    for gpu in (0, 1):
+        parts = ("weights", "states", "cache", "activations", "runtime")
+        total = sum(float(found[f"{part}[cuda:{gpu}]"]) for part in parts)
+        assert total == pytest.approx(float(found[f"total[cuda:{gpu}]"]), abs=0.01)
+    alone = values(plan("-m", "evo2_40b", "-L", 8192, "--device", "h100", "--precision", "bf16", "--memory", 200))
+    weights = [float(found[f"weights[cuda:{gpu}]"]) for gpu in (0, 1)]
+    assert sum(weights) == pytest.approx(float(alone["weights"]), abs=0.01)
+    assert (found["fits"], found["time"]) == ("yes", alone["time"])
+    assert result.stderr.startswith("evo2_40b: 41,117.6M parameters, in bf16, on h100+h100\n")
+
+
+def test_a_model_streamed_from_the_host_is_told_of_both() -> None:
+    found = values(result := plan("-m", "evo2_40b", "-L", 8192, "--device", "h100+cpu", "--precision", "bf16"))
+    assert result.exit_code == 0, result.output
+    assert (
+        float(found["weights[cuda:0]"]) < 2 / 3 * 79 < 76 < float(found["weights[cuda:0]"]) + float(found["streamed"])
+    )
+    assert (found["weights[cpu]"], found["blocks[cpu]"]) == (found["streamed"], "0")
+    assert "time: as if no block waited for its weights" in result.stderr
+
+
+def test_weights_in_fp8_let_the_40b_fit_one_gpu() -> None:
+    whole, packed = (
+        plan("-m", "evo2_40b", "-L", 8192, "--device", "h100", "--precision", precision)
+        for precision in ("auto", "fp8-weights")
+    )
+    assert (whole.exit_code, packed.exit_code) == (1, 0)
+    assert values(packed)["weights"] == "38.336"
+    assert "in fp8 and bf16, weights kept in FP8, on H100" in packed.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("-m", "evo2_40b", "--device", "h100+cuda:0"), "`h100+cuda:0` mixes devices that are here with others"),
+        (("-m", "evo2_40b", "--device", "cuda:7+cuda:8"), "there is no device `cuda:7`"),
+        (
+            ("-m", "evo2_40b", "--device", "cpu+cpu", "--memory", 1),
+            "takes 180.313 GiB of 1.000 on `cpu`; no",
+        ),
+        (("-m", "nano", "--device", "h100+h100", "--task", "train"), "training is not split over `h100+h100`"),
+        (("-m", "evo2_40b", "--device", "h100+h100", "--memory", 30), "the model does not fit"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(options: tuple[object, ...], error: str) -> None:
+    result = plan(*options, "-L", 8192)
+    assert result.exit_code == 1
+    assert error in result.output + str(result.exception)
