@@ -8,7 +8,7 @@ from kernels.attention_merge import merge_attention
 from kernels.attention_step import attention_append, attention_step, pack, unpack
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
-from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_step
+from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.packed_linear import packed_linear
 from kernels.rms_norm import rms_norm
@@ -24,6 +24,7 @@ __all__ = [
     "channel_fir",
     "grouped_fir",
     "hyena_fir",
+    "hyena_fir_state",
     "hyena_fir_step",
     "hyena_li",
     "hyena_li_piece",

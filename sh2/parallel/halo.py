@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import FirState
+from kernels import FirState, hyena_fir_state
 from sh2.errors import Sh2Error
 from sh2.parallel.exchange import Ranks, Started, start
 
@@ -34,7 +34,7 @@ Filters = tuple[Tensor | None, ...]
 def by_state(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -> Tensor:
     """Send states, and run the piece while they travel."""
     z_XlE, head_XHE, tail_XHE = _with_borders(ranks, filters, z_BLE)
-    sent = _send(ranks, *operator(tail_XHE, *filters, None)[1])
+    sent = _send(ranks, *_state_after(filters, tail_XHE))
     y_XlD, _ = operator(z_XlE, *filters, None)
     return ranks.shards.unrows(_corrected(operator, filters, y_XlD, head_XHE, FirState(*_received(ranks, sent))))
 
@@ -43,7 +43,7 @@ def by_halo(ranks: Ranks, operator: Operator, filters: Filters, z_BLE: Tensor) -
     """Send inputs, wait for those of the piece before, and run."""
     z_XlE, _, tail_XHE = _with_borders(ranks, filters, z_BLE)
     (halo_XHE,) = _received(ranks, _send(ranks, tail_XHE))
-    y_XlD, _ = operator(z_XlE, *filters, _state_of(ranks, operator, filters, halo_XHE))
+    y_XlD, _ = operator(z_XlE, *filters, _state_of(ranks, filters, halo_XHE))
     return ranks.shards.unrows(y_XlD)
 
 
@@ -53,7 +53,7 @@ def by_halo_overlapped(ranks: Ranks, operator: Operator, filters: Filters, z_BLE
     sent = _send(ranks, tail_XHE)
     y_XlD, _ = operator(z_XlE, *filters, None)
     (halo_XHE,) = _received(ranks, sent)
-    state = _state_of(ranks, operator, filters, halo_XHE)
+    state = _state_of(ranks, filters, halo_XHE)
     return ranks.shards.unrows(_corrected(operator, filters, y_XlD, head_XHE, state))
 
 
@@ -93,12 +93,19 @@ def _received(ranks: Ranks, sent: Started) -> tuple[Tensor, ...]:
     return tuple(ranks.shards.by_row(tensor) for tensor in sent.finish())
 
 
-def _state_of(ranks: Ranks, operator: Operator, filters: Filters, halo_XHE: Tensor) -> FirState:
+def _state_of(ranks: Ranks, filters: Filters, halo_XHE: Tensor) -> FirState:
     """The state after a halo. A sequence starts with zeros, not with what a featurizer's bias makes of them."""
-    state = operator(halo_XHE, *filters, None)[1]
+    state = _state_after(filters, halo_XHE)
     pieces = ranks.shards.by_piece(state.inner_BPD)
     inner = torch.stack([one * float(piece > 0) for piece, one in zip(ranks.shards.mine, pieces, strict=True)])
     return FirState(state.featurizer_BPE, ranks.shards.by_row(inner))
+
+
+def _state_after(filters: Filters, rows_XHE: Tensor) -> FirState:
+    featurizer_EF, bias_E, taps_GK, _ = filters
+    assert featurizer_EF is not None
+    assert taps_GK is not None
+    return hyena_fir_state(rows_XHE, featurizer_EF, bias_E, taps_GK.shape[1])
 
 
 def _corrected(operator: Operator, filters: Filters, y_XlD: Tensor, head_XHE: Tensor, state: FirState) -> Tensor:
