@@ -12,9 +12,13 @@ import sh2
 from data.prepare import PrepareOptions, prepare
 from data.store import TokenStore
 from evo_cli.main import app
+from sh2.checkpoint import save_model
 from sh2.checkpoint.adapters import load_adapters
 from sh2.lora import merge_adapters
+from sh2.model import StripedHyena2
+from sh2.presets import preset
 from tests.evo_cli.cli import evo as evo_process
+from tests.evo_cli.cli import rows
 
 MODEL = """
 [model]
@@ -85,6 +89,17 @@ def test_a_run_begins_from_the_weights_of_a_model(evo, tmp_path):
     assert f"from: {tmp_path}/run/model" in result.stderr
     assert same(weights("again/model"), weights("run/model"))
     assert json.loads((tmp_path / "again" / "run.json").read_text())["from"] == f"{tmp_path}/run/model"
+
+
+def test_a_run_begins_from_a_published_file(evo, tmp_path):
+    """The file has folded filters and frequencies of its own; the first loss is that of the model in our format."""
+    save_model(StripedHyena2(preset("debug"), seed=1), tmp_path / "debug")
+    assert CliRunner().invoke(app, ["convert", "debug", "model.pt", "--to", "published"]).exit_code == 0
+    for name, start in (("ours", "debug"), ("published", "model.pt")):
+        assert evo("a.h5", "--from", start, "--steps", 1, *SMALL, "-o", name).exit_code == 0
+
+    losses = [json.loads((tmp_path / run / "metrics.jsonl").read_text())["loss"] for run in ("ours", "published")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_run_from_a_model_is_resumed_when_that_is_gone(evo, tmp_path):
@@ -182,6 +197,16 @@ def test_an_ablation_of_a_preset_is_trained(evo, tmp_path):
 
     assert result.exit_code == 0, result.stderr
     assert json.loads((tmp_path / "mr" / "model" / "config.json").read_text())["model"]["layout"] == "MMM*"
+
+
+def test_the_ablations_of_a_preset_are_listed():
+    result = CliRunner().invoke(app, ["models", "--ablations", "debug", "--layout"])
+
+    table = rows(result.stdout)
+    assert [row["layout"] for row in table[:6]] == ["SML*", "SSL*", "LLL*", "SSS*", "MMM*", "****"]
+    parameters = [int(row["parameters"]) for row in table]
+    assert max(parameters) < 1.01 * parameters[0]
+    assert min(parameters) > 0.99 * parameters[0]
 
 
 def test_a_mixture_says_its_shares_and_is_resumed_to_the_byte(evo, tmp_path):
