@@ -320,7 +320,7 @@ def test_gpu_recorded_steps_give_the_tokens_of_eager_ones(
     monkeypatch.setattr(decoding, "_SPARE", 40)  # memory moves, and steps are recorded anew
     model = StripedHyena2(CONFIGS[name]).cuda().use_backend(backend).use_kv_dtype(kv_dtype)
     recorded = counted(monkeypatch, Decoder, "_record")
-    settings = {"length": 90, "samples": 3, "alphabet": "ACGT", "temperature": 2.0, "max_rows": 5}
+    settings = {"length": 90, "samples": 3, "alphabet": "ACGT", "temperature": 2.0, "max_rows": 5, "stop_at_eod": False}
     fast = sh2.generate(model, ["A", "ACGTACGT" * 9, "GATTACA"], **settings)  # type: ignore[arg-type]
     assert len(recorded) >= 2
     monkeypatch.setattr(decoding, "_EAGER_STEPS", 10**9)

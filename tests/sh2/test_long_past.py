@@ -27,14 +27,14 @@ def test_torch_s_attention_without_a_mask_in_memory_is_the_masked_one(S: int, mo
 )
 def test_gpu_a_chunk_after_a_long_past_needs_no_mask(dtype: torch.dtype, J: int) -> None:
     q, k, v = (
-        torch.randn(1, length, heads, 64).cuda().to(dtype) for length, heads in ((300, 4), (20_000, J), (20_000, J))
+        torch.randn(1, length, heads, 64).cuda().to(dtype) for length, heads in ((300, 4), (60_000, J), (60_000, J))
     )
     want = attend(q.double().cpu(), k.double().cpu(), v.double().cpu(), None)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     got = attend(q, k, v, None)
     if dtype is torch.bfloat16 or J == 4:
-        assert torch.cuda.max_memory_allocated() - before < 300 * 20_000 / 2
+        assert torch.cuda.max_memory_allocated() - before < 300 * 60_000 / 2
     assert relative_error(got.cpu(), want) < (1e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
