@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ def weights_fingerprint(model: StripedHyena2) -> str:
     need not be read a second time. A file's bf16 weights have one fingerprint in bf16 and in fp32. It is no proof
     against tampering: `sh2.checkpoint.model_hash` takes in every byte of a folder.
     """
-    return tensors_fingerprint(model.state_dict())
+    return tensors_fingerprint(sorted(model.state_dict().items()))
 
 
 @torch.no_grad()
-def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The same, of any tensors by name."""
+def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same, of any tensors with their names, which are taken one by one."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         flat = tensor.detach().reshape(-1)
         samples = flat[:: max(1, flat.numel() // _SAMPLES)]
         digest.update(f"{name} {list(tensor.shape)}\n".encode())

@@ -31,6 +31,10 @@ def convert(
         Path | None,
         typer.Option(metavar="FILE", help="Published configuration, YAML or JSON. Not needed for published names."),
     ] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The adapter.safetensors of a run that began from SRC: merged into it."),
+    ] = None,
     to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SH2,
 ) -> None:
     """Convert weights between the published Evo 2 format and a model folder.
@@ -44,6 +48,7 @@ def convert(
       evo convert evo2_40b.pt.part0 evo2_40b/                  downloaded in parts: all of them are read
       evo convert weights.safetensors model/ --config c.yml    your own weights, with their configuration
       evo convert run/model tuned.pt --to published            and back: writes tuned.pt and tuned.yml
+      evo convert evo2_7b tuned/ --adapters run/adapter.safetensors    what `evo train --lora-rank` learned, merged
     """
     from evo_cli.progress import progress_bar
     from sh2.checkpoint import Target
@@ -54,6 +59,7 @@ def convert(
             source,
             destination,
             config_file=config,
+            adapters=adapters,
             target=Target(to.value),
             progress=lambda done, total: bar.update(done / 1e6, total / 1e6),
         )

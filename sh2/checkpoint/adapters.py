@@ -5,20 +5,24 @@ adapter.safetensors   LAYER.down [R, D] and LAYER.up [E, R], float32; metadata `
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from sh2.checkpoint.atomic import replacing
 from sh2.checkpoint.safetensors_file import read_safetensors, write_safetensors
+from sh2.checkpoint.source import Model
 from sh2.checkpoint.tensors import LazyTensor
 from sh2.config import Lora
 from sh2.errors import Sh2Error
 from sh2.fingerprint import tensors_fingerprint
 from sh2.lora import adapters_of, add_adapters, has_adapters
+
+_BUFFERS = ("log_poles", "inv_freq", "fp8_scales")
 
 
 def save_adapters(model: nn.Module, path: Path) -> None:
@@ -35,8 +39,8 @@ def save_adapters(model: nn.Module, path: Path) -> None:
     }
     lora = next(iter(adapters.values())).lora
     metadata = {"lora": json.dumps(asdict(lora)), "base": _fingerprint(model)}
-    with replacing(path) as partial:
-        write_safetensors(partial, tensors, metadata)
+    with replacing(path) as temporary:
+        write_safetensors(temporary, tensors, metadata)
 
 
 def load_adapters(model: nn.Module, path: Path) -> Lora:
@@ -47,10 +51,7 @@ def load_adapters(model: nn.Module, path: Path) -> Lora:
     """
     tensors = {name: lazy.read() for name, lazy in read_safetensors(path).items()}
     lora, base = _read_metadata(path)
-    if base != _fingerprint(model):
-        raise Sh2Error(f"the adapters {path} were trained with other weights than this model's").hint(
-            "give the model that they began from"
-        )
+    _check_base(base, _fingerprint(model), path)
     if not has_adapters(model):
         add_adapters(model, lora, seed=0)
     adapters = dict(adapters_of(model))
@@ -64,10 +65,42 @@ def load_adapters(model: nn.Module, path: Path) -> Lora:
     return lora
 
 
+def merge_stored(model: Model, path: Path) -> Model:
+    """Merge the adapters of a file into stored weights, tensor by tensor as they are read.
+
+    Raises:
+        Sh2Error: the file is missing, damaged or no adapter, or belongs to another model.
+    """
+    matrices = read_safetensors(path)
+    lora, base = _read_metadata(path)
+    trained = sorted(name for name in model.tensors if not name.endswith(_BUFFERS))
+    _check_base(base, tensors_fingerprint((name, model.tensors[name].read()) for name in trained), path)
+    merged = dict(model.tensors)
+    for key in matrices:
+        if key.endswith(".up"):
+            name = key.removesuffix(".up")
+            parts = merged[f"{name}.weight"], matrices[key], matrices[f"{name}.down"]
+            merged[f"{name}.weight"] = LazyTensor(
+                parts[0].shape, parts[0].dtype, partial(_sum, *parts, lora.alpha / lora.rank)
+            )
+    return replace(model, tensors=merged)
+
+
+def _sum(weight: LazyTensor, up: LazyTensor, down: LazyTensor, factor: float) -> Tensor:
+    return (weight.read().float() + (up.read().float() @ down.read().float()) * factor).to(weight.dtype)
+
+
+def _check_base(wanted: str, found: str, path: Path) -> None:
+    if wanted != found:
+        raise Sh2Error(f"the adapters {path} were trained with other weights than this model's").hint(
+            "give the model that they began from"
+        )
+
+
 def _fingerprint(model: nn.Module) -> str:
     """Of the weights beside the adapters; buffers may differ where a model is trained, and where it is used."""
     return tensors_fingerprint(
-        {name: parameter for name, parameter in model.named_parameters() if ".adapter." not in name}
+        sorted((name, parameter) for name, parameter in model.named_parameters() if ".adapter." not in name)
     )
 
 

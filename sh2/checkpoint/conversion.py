@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from sh2.checkpoint.adapters import merge_stored
 from sh2.checkpoint.atomic import replacing
 from sh2.checkpoint.folder import evo_version, write_model_folder
 from sh2.checkpoint.published import ours_to_published
@@ -30,6 +31,7 @@ def convert(
     destination: Path,
     *,
     config_file: Path | None = None,
+    adapters: Path | None = None,
     target: Target = Target.SH2,
     progress: Progress | None = None,
 ) -> Path:
@@ -40,6 +42,7 @@ def convert(
         destination: a folder; for published files also `NAME.pt` or `NAME.safetensors`, with `NAME.yml` beside it
             (a folder gets `model.pt` and `config.yml`).
         config_file: a published configuration, as for `open_model`.
+        adapters: a file of adapters that were trained with the source, to be merged into its weights.
         progress: called with the bytes written so far and in all.
 
     Returns:
@@ -50,6 +53,8 @@ def convert(
             destination cannot be written. Nothing is left behind then.
     """
     model = open_model(source, config_file)
+    if adapters is not None:
+        model = merge_stored(model, adapters)
     if target == Target.PUBLISHED:
         return _write_published(model, destination, str(source), progress)
     if destination.suffix in _FILES:

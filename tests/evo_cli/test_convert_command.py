@@ -63,4 +63,4 @@ def test_a_file_is_no_model_folder(tmp_path: Path, published: Path) -> None:
 
 def test_help_has_worked_examples() -> None:
     stdout, _ = run("--help")
-    assert stdout.count("\n    evo convert ") == 4  # one a line, not rewrapped
+    assert stdout.count("\n    evo convert ") == 5  # one a line, not rewrapped

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sh2.checkpoint import load, save_model
+from sh2.checkpoint import convert, load, save_model
 from sh2.checkpoint.adapters import load_adapters, save_adapters
 from sh2.config import LINEAR_LAYERS, Lora, RotaryFrequencies
 from sh2.errors import Sh2Error
@@ -120,6 +120,26 @@ def test_adapters_of_another_model_are_refused(tmp_path):
     save_model(tiny(), tmp_path / "model")
     with pytest.raises(Sh2Error, match=r"model\.safetensors holds no adapters"):
         load_adapters(tiny(), tmp_path / "model" / "model.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_is_merged_into_stored_weights_as_in_memory(tmp_path, dtype):
+    save_model(tiny().to(dtype), tmp_path / "base")
+    model = load(tmp_path / "base")
+    add_adapters(model, LORA, seed=1)
+    for _, adapter in adapters_of(model):
+        adapter.up.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+    save_adapters(model, tmp_path / "adapter.safetensors")
+
+    convert(tmp_path / "base", tmp_path / "merged", adapters=tmp_path / "adapter.safetensors")
+
+    merge_adapters(model)
+    found = load(tmp_path / "merged").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(Sh2Error, match="were trained with other weights than this model's"):
+        convert(tmp_path / "merged", tmp_path / "twice", adapters=tmp_path / "adapter.safetensors")
+    assert not (tmp_path / "twice").exists()
 
 
 def test_a_published_file_s_own_frequencies_do_not_make_it_another_model(tmp_path):
