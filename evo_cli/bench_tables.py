@@ -55,7 +55,7 @@ def forward_table(
     """Time a model over sequences of these lengths; return how many rows failed."""
     model, numbers = model_to_time(name, device, precision, backend)
     bench = ForwardBench(model, batch=batch, backend=backend, plain=plain)
-    what = {"model": name, "precision": numbers.projections or numbers.dtype}
+    what = {"model": name, "precision": numbers.name}
     common = _common(device, backend, bench.ceilings, numbers.dtype)
     rows = ((what | (row := asdict(bench.row(length))), bool(row["failed"])) for length in lengths)
     return _write(rows, total=len(lengths), common=common, output=output)
@@ -75,7 +75,7 @@ def generate_table(
     """Time a model that writes batches after contexts; return how many rows failed."""
     model, numbers = model_to_time(name, device, precision, backend)
     bench = GenerateBench(model, numbers, tokens=tokens)
-    what = {"model": name, "precision": numbers.projections or numbers.dtype}
+    what = {"model": name, "precision": numbers.name}
     common = _common(device, backend, bench.ceilings, numbers.dtype) | {"tokens": tokens}
     sizes = [(context, batch) for context in contexts for batch in batches]
     rows = ((what | (row := asdict(bench.row(*size))), bool(row["failed"])) for size in sizes)

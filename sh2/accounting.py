@@ -30,6 +30,11 @@ class Numbers:
         """Bytes of a number of `dtype`."""
         return _BYTES[self.dtype]
 
+    @property
+    def name(self) -> str:
+        """What `sh2.fp8.precision_of` calls them."""
+        return "fp8-weights" if self.fp8_weights else self.projections or self.dtype
+
 
 def count_parameters(config: ModelConfig) -> int:
     """Trainable parameters, a tied embedding counted once."""

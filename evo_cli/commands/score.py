@@ -140,8 +140,8 @@ def score(
     leaves OUT.meta.json, which says what was run, and the same command finds nothing to do. Other settings replace a
     finished output, but never a partial one unless --overwrite.
 
-    A model that was trained with FP8 input projections and runs without (--precision bf16 or fp32) adds a last column,
-    precision, to every row.
+    A model that was trained with FP8 input projections and runs without (--precision bf16 or fp32), or one whose
+    weights are kept in FP8 (fp8-weights), adds a last column, precision, to every row.
 
     \b
     Examples:

@@ -23,7 +23,7 @@ from sh2.accounting import (
 )
 from sh2.bench.models import random_model
 from sh2.config import FeedForward, ModelConfig
-from sh2.fp8 import InputProjection
+from sh2.fp8 import InputProjection, precision_of
 from sh2.model import StripedHyena2
 from sh2.presets import PRESETS, preset
 from tests.sh2.memory import counting
@@ -137,6 +137,7 @@ def test_every_block_is_kept_in_what_its_tensors_take(name: str, dtype: str, tra
     for kind, block in zip(config.kinds, model.blocks, strict=True):
         assert block_bytes(config, kind, numbers) == size(block)
     assert loaded_bytes(config, numbers) == size(model)
+    assert numbers.name == precision_of(model)
     assert ends_bytes(config, numbers) == size(model) - sum(map(size, model.blocks))
 
 
