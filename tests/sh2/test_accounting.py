@@ -137,7 +137,8 @@ def test_every_block_is_kept_in_what_its_tensors_take(name: str, dtype: str, tra
     for kind, block in zip(config.kinds, model.blocks, strict=True):
         assert block_bytes(config, kind, numbers) == size(block)
     assert loaded_bytes(config, numbers) == size(model)
-    assert numbers.name == precision_of(model)
+    if set(config.layout) != {"*"}:  # without hyena mixers nothing runs in FP8
+        assert numbers.name == precision_of(model)
     assert ends_bytes(config, numbers) == size(model) - sum(map(size, model.blocks))
 
 
