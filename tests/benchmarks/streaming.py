@@ -1,6 +1,7 @@
-"""Time a model whose weights do not all fit the GPU, or that lies on several, with random weights; one JSON line.
+"""Time a model whose weights in bf16 do not all fit the GPU, or that lies on several, made at random; one JSON line.
 
 python tests/benchmarks/streaming.py --preset evo2_40b --device cuda:0+cpu --lengths 8192 32768
+python tests/benchmarks/streaming.py --preset evo2_40b --device cuda --fp8-weights --tokens 64
 
 A pass over each length with its state, then single tokens. Weights are made as they are placed: neither a file nor
 memory for all of them is needed.
@@ -17,6 +18,7 @@ from sh2.checkpoint import Model
 from sh2.checkpoint.loading import build
 from sh2.checkpoint.tensors import LazyTensor, stays_float32
 from sh2.config import ModelConfig
+from sh2.fp8 import precision_of
 from sh2.model import StripedHyena2
 from sh2.placement import parse_devices
 from sh2.presets import preset
@@ -56,11 +58,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0+cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32_768])
     parser.add_argument("--tokens", type=int, default=8, help="single tokens to run after the passes")
+    parser.add_argument("--fp8-weights", action="store_true", help="keep the weights of linear layers in FP8")
     options = parser.parse_args()
     devices = parse_devices(options.device)
     begin = time.perf_counter()
-    model = build(random_source(preset(options.preset), devices[0]), devices, label=options.preset)
-    row = {"preset": options.preset, "device": options.device, "load_seconds": round(time.perf_counter() - begin, 1)}
+    source = random_source(preset(options.preset), devices[0])
+    model = build(source, devices, label=options.preset, fp8_weights=options.fp8_weights)
+    row = {"preset": options.preset, "precision": precision_of(model), "device": options.device}
+    row["load_seconds"] = round(time.perf_counter() - begin, 1)
     row["blocks_on"] = [str(block.mixer_norm.scale.device) for block in model.blocks]
     state = None
     for length in options.lengths:
@@ -73,6 +78,8 @@ def main() -> None:
             synchronize(devices)
             seconds.append(time.perf_counter() - begin)
         row[f"forward_tokens_per_second_{length}"] = round(length / min(seconds))
+    _, state = model.step(ids_BL[:, 0], state)  # compiles
+    synchronize(devices)
     begin = time.perf_counter()
     for _ in range(options.tokens):
         _, state = model.step(ids_BL[:, 0], state)
