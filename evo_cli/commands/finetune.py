@@ -68,6 +68,9 @@ def finetune(
     valid: Annotated[float, typer.Option("--valid", help="Share for validation, where no column says it.")] = 0.1,
     test: Annotated[float, typer.Option("--test", help="Share for test, where no column says it.")] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides shares and the order of examples.")] = 0,
+    recompute: Annotated[
+        str, typer.Option("--recompute", help="With --train: none, selective, full or nested, as in `evo train`.")
+    ] = "none",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in RUN.")] = False,
     max_tokens: MaxTokensOption = 65536,
     device: DeviceOption = "auto",
@@ -115,6 +118,7 @@ def finetune(
         test=test,
         seed=seed,
         max_tokens=max_tokens,
+        recompute=recompute,
         overwrite=overwrite,
     )
     measures = run_finetune(request, Place(model=model, device=device, precision=precision, backend=backend))

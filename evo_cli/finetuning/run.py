@@ -74,6 +74,7 @@ class FinetuneRequest:
     test: float
     seed: int
     max_tokens: int
+    recompute: str
     overwrite: bool
 
 
@@ -189,6 +190,7 @@ def _train(request: FinetuneRequest, place: Place, data: Data, head: Head, folde
         )
         for split in (Split.TRAIN, Split.VALID)
     )
+    model.use_recompute(request.recompute)
     config = TrainConfig(
         steps=1,
         batch_size=request.batch_size,

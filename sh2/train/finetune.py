@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sh2.errors import Sh2Error
 from sh2.heads import Head, Targets, loss_of
 from sh2.model import StripedHyena2
+from sh2.rerun import run_blocks
 from sh2.sites import NORM, Pooling
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.optimizer import build_optimizer
@@ -68,7 +69,7 @@ def finetune(
     """Train what of the model wants gradients, and the head; leave the model at the best validation, return its head.
 
     Args:
-        model: in float32, on the configuration's device.
+        model: in float32, on the configuration's device, with its choice of what is recomputed.
         config: batches are of sequences; `steps` are overruled by `epochs`.
         told: called after every epoch, and before the first.
 
@@ -122,9 +123,7 @@ class _Headed(nn.Module):
         """Outputs [B, C] of rows of tokens, each padded behind its length: in a causal model no token sees the pads."""
         normed = self._head.layer == NORM
         last = len(self.model.blocks) if normed else int(self._head.layer.removeprefix("blocks.")) + 1
-        x_BLD = self.model.embedding(ids_BL)
-        for block in self.model.blocks[:last]:
-            x_BLD, _ = block(x_BLD)
+        x_BLD = run_blocks(list(self.model.blocks)[:last], self.model.embedding(ids_BL), self.model.recompute)
         if normed:
             x_BLD = self.model.norm(x_BLD)
         x_BD = pooled(x_BLD.float(), lengths_B, self._head.pooling)

@@ -179,6 +179,11 @@ def test_the_same_command_gives_the_same_head(evo, tmp_path):
             "no example is for valid, of 120",
             "give more, a larger share",
         ),
+        (
+            ["finetune", "classes.tsv", "--model", "model", "--train", "all", "--recompute", "some"],
+            "unknown recompute `some`",
+            "use none, selective, full, nested",
+        ),
         (["predict", "seqs.fa", "--head", "model"], "model/head.safetensors cannot be read", None),
     ],
 )

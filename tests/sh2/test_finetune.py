@@ -98,6 +98,16 @@ def test_adapters_alone_can_be_trained():
     assert all(".adapter." in name for name in changed)
 
 
+@pytest.mark.parametrize("recompute", ["selective", "full", "nested"])
+def test_what_is_recomputed_trains_alike(recompute):
+    def weights(choice):
+        model, head, train, valid, _ = started()
+        add_adapters(model, Lora(rank=2, alpha=4.0), seed=0)
+        return finetune(model.use_recompute(choice), head, train, valid, CONFIG, epochs=1).weight
+
+    torch.testing.assert_close(weights(recompute), weights("none"), atol=1e-5, rtol=1e-4)
+
+
 def test_what_gets_worse_is_undone():
     model, head, train, valid, _ = started()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
