@@ -5,8 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import sh2
+from sh2.accounting import Numbers, loaded_bytes
+from sh2.bench.models import random_model
 from sh2.fp8 import Precision, Quantised, _emulate, _multiply, fp8_linear, precision_of, quantise, scale_of
 from sh2.model import StripedHyena2
+from sh2.presets import preset
 from tests.kernels.definitions import relative_error
 from tests.sh2.models import TINY
 
@@ -85,3 +89,21 @@ def test_a_model_runs_in_fp8_whatever_it_is_cut_into(dtype: torch.dtype) -> None
         logits, state = model.use_precision("fp8")(piece_BL, state)
         pieces.append(logits)
     assert relative_error(torch.cat(pieces, dim=1), real) < 0.05
+
+
+@torch.inference_mode()
+def test_a_model_with_its_weights_in_fp8_takes_half_the_memory_and_decodes_in_a_recorded_step() -> None:
+    """The 1B's shape, in a few of its layers: memory, and tokens of a recorded step against those of single steps."""
+    config = replace(preset("evo2_1b_base"), layout="SML*" * 2)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    model = random_model(config, device="cuda", dtype=torch.bfloat16, fp8_weights=True).use_backend("triton")
+    numbers = Numbers(dtype="bf16", projections="fp8", fp8_weights=True)
+    assert torch.cuda.memory_allocated() - before == pytest.approx(loaded_bytes(config, numbers), rel=0.02)
+    (sample,) = sh2.generate(model, ["ACGTACGTAAGG"], length=24, temperature=0, stop_at_eod=False)
+    ids = torch.tensor([list(b"ACGTACGTAAGG")], device="cuda")
+    logits_BLV, state = model(ids)
+    logits_BV = logits_BLV[:, -1]
+    for wanted in sample.ids[:8].tolist():  # one of the likeliest: both round, each in its way
+        assert float(logits_BV[0, wanted]) > float(logits_BV.max()) - 0.1
+        logits_BV, state = model.step(torch.tensor([wanted], device="cuda"), state)
