@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import sh2
 from sh2.branches import Branch, Family, _batches, _Plan, _Reader, score_families
 from sh2.errors import Sh2Error
+from sh2.mixers import AttentionState
 from sh2.state import repeat, select
 from tests.sh2.models import CONFIGS, tiny
 
@@ -230,15 +231,21 @@ def test_an_empty_reference_and_a_foreign_id_are_refused() -> None:
         score_families(tiny(), [family], spacing=0)
 
 
+@pytest.mark.parametrize("room", [0, 20])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_a_row_repeated_goes_on_as_a_row_picked_so_many_times(name: str) -> None:
+def test_a_row_repeated_goes_on_as_a_row_picked_so_many_times(name: str, room: int) -> None:
     model = tiny(name)
     ids = torch.from_numpy(bases(np.random.default_rng(3), 60).astype(np.int64))[None]
     _, state = model(ids[:, :40])
-    views, copies = repeat(state, 3), select(state, torch.zeros(3, dtype=torch.int64))
+    views, copies = repeat(state, 3, room=room), select(state, torch.zeros(3, dtype=torch.int64), room=room)
     more = ids[:, 40:].expand(3, -1)
-    one, other = (model(more, start)[0] for start in (views, copies))
+    (one, _), (other, after) = (model(more, start) for start in (views, copies))
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    if room:  # keys and values went into the room that was made for them
+        for before, now in zip(copies, after, strict=True):
+            if isinstance(now.mixer, AttentionState):
+                assert isinstance(before.mixer, AttentionState)
+                assert now.mixer.keys_BSJC.data_ptr() == before.mixer.keys_BSJC.data_ptr()
     # what went on from the views left the row as it was
     torch.testing.assert_close(model(ids[:, 40:], state)[0], other[:1], rtol=1e-5, atol=1e-5)
