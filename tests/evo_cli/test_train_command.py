@@ -257,3 +257,12 @@ def test_every_field_has_a_flag_with_its_default_in_the_help(evo):
             )
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
             assert re.search(rf"{flag}[^\[]*\[{re.escape(shown)}\]", text), flag
+
+
+def test_one_process_is_not_taken_for_many(evo, fasta, small):
+    result = evo(fasta, *small, "--parallel", "tp=2", "-o", "run")
+
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error == "error: parallel `tp=2` needs a multiple of 2 processes; there is 1"
+    assert hint.startswith("hint: start as many with `torchrun --nproc-per-node N -m evo_cli train ...` or srun")

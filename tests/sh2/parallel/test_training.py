@@ -1,0 +1,150 @@
+"""Training is the same whatever the processes: windows, lengths, channels and weights shared, stopped and gone on."""
+
+import json
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sh2.checkpoint.safetensors_file import read_safetensors
+from sh2.errors import Sh2Error
+from sh2.model import StripedHyena2
+from sh2.parallel.processes import Place
+from sh2.train.config import TrainConfig
+from sh2.train.together import Together
+from tests.sh2.parallel.cases import in_processes
+from tests.sh2.parallel.training import MODELS, SETTINGS, STRIPED, Case, metrics, train, train_cases
+
+OTHER = "biases, shared keys, untied, hyena_se feed-forward"
+CASES = {
+    2: [
+        Case(parallel="dp=2"),
+        Case(parallel="tp=2"),
+        Case(parallel="tp=2", model=OTHER),
+        Case(parallel="cp=2", cp_method="a2a", cp_attention="a2a", recompute="full"),
+        Case(parallel="dp=2", model=OTHER, freeze=("mixers",)),
+    ],
+    4: [
+        Case(parallel="dp=2,cp=2", cp_sharding="zigzag"),
+        Case(parallel="dp=2,tp=2", model=OTHER),
+        Case(parallel="cp=2,tp=2", cp_method="p2p-overlapped"),
+        Case(parallel="dp=4"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@cache
+def alone(folder: Path, model: str, freeze: tuple[str, ...] = (), precision: str = "fp32", device: str = "cpu") -> Path:
+    case = Case(parallel="dp", model=model, freeze=freeze, precision=precision)
+    train(case, folder / "alone", None, device)
+    return folder / "alone" / case.name
+
+
+def differences(run: Path, other: Path) -> dict[str, float]:
+    """The largest difference of each number that both write at every step, as a share of it."""
+    lines, others = metrics(run), metrics(other)
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    assert len(lines) == SETTINGS["steps"]
+    return {
+        key: max(abs(a[key] / b[key] - 1) for a, b in zip(lines, others, strict=True) if key in a)
+        for key in lines[-1]
+        if key not in ("step", "tokens", "lr")
+    }
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_every_number_is_that_of_one_process(ranks: int, runs: Path) -> None:
+    in_processes(ranks, train_cases, CASES[ranks], runs, "cpu", folder=runs)
+
+    for case in CASES[ranks]:
+        found = differences(runs / case.name, alone(runs, case.model, case.freeze))
+        assert found.keys() == {"loss", "bits_per_base", "grad_norm", "valid_loss", "valid_bits_per_base"}
+        assert max(found.values()) < 1e-5, (case, found)
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_the_first_weights_are_those_of_one_process_to_the_byte(ranks: int, runs: Path) -> None:
+    for case in CASES[ranks]:
+        one, many = (
+            run / "initial" / "model.safetensors" for run in (alone(runs, case.model, case.freeze), runs / case.name)
+        )
+        assert many.read_bytes() == one.read_bytes(), case
+
+
+def test_bf16_rounds_in_many_processes_as_in_one(tmp_path: Path) -> None:
+    cases = [Case(parallel=parallel, precision="bf16") for parallel in ("dp=2", "cp=2", "tp=2")]
+    in_processes(2, train_cases, cases, tmp_path, "cpu", folder=tmp_path)
+
+    for case in cases:
+        found = differences(tmp_path / case.name, alone(tmp_path, "striped", precision="bf16"))
+        assert max(found.values()) < 0.02, (case, found)
+    whole = read_safetensors(tmp_path / cases[0].name / "checkpoints" / "step_00000006" / "model" / "model.safetensors")
+    assert {lazy.dtype for lazy in whole.values()} == {torch.float32}
+
+
+def test_others_go_on_with_what_two_began(tmp_path: Path) -> None:
+    """Two processes stop after two updates, four after two more, and one goes to the end."""
+    first = Case(parallel="tp=2", resumes="run", stops_after=2)
+    second = Case(parallel="cp=2,tp=2", cp_sharding="zigzag", resumes="run", stops_after=2)
+    third = Case(parallel="dp", resumes="run")
+    in_processes(2, train_cases, [first], tmp_path, "cpu", folder=tmp_path)
+    in_processes(4, train_cases, [second], tmp_path, "cpu", folder=tmp_path)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    train(third, tmp_path, None)
+
+    want = alone(tmp_path, "striped")
+    assert max(differences(tmp_path / "run", want).values()) < 1e-5
+    for part in ("model/model.safetensors", "checkpoints/step_00000006/optimizer.safetensors"):
+        tensors, wanted = (read_safetensors(run / part) for run in (tmp_path / "run", want))
+        assert tensors.keys() == wanted.keys()
+        for name, tensor in tensors.items():  # the first steps of Adam make much of gradients that are all but zero
+            want_one = wanted[name].read()
+            assert (tensor.read() - want_one).norm() <= 1e-3 * want_one.norm(), name
+    sharding, parallel = json.loads((tmp_path / "run" / "notes.json").read_text())
+    assert sharding.startswith("warning: the run began with cp_sharding zigzag and goes on with contiguous")
+    assert parallel.startswith("warning: the run began with parallel dp=1,cp=2,tp=2 and goes on with dp=1,cp=1,tp=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 3}, "the 3 windows of a forward pass cannot be shared equally by dp=2 processes"),
+        ({"parallel": "cp=2", "reset_documents": True}, "cp=2 cannot cut windows whose documents are reset"),
+        ({"parallel": "tp=2", "fp8_linears": True}, "FP8 linears are not cut over tp"),
+        ({"parallel": "tp=2", "filter_statistics": 3}, "statistics need whole filters, which tp cuts"),
+        ({"lora_rank": 2}, "adapters are trained in one process"),
+        ({"parallel": "dp=3"}, "parallel `dp=3` needs 3 processes; there are 2"),
+    ],
+)
+def test_what_two_processes_cannot_do_is_refused(settings: dict[str, Any], message: str) -> None:
+    place = Place(rank=0, ranks=2, local_rank=0, address="here", port=1)
+    processes: Any = SimpleNamespace(place=place, leads=True)  # nothing has to be sent for that
+
+    with pytest.raises(Sh2Error) as caught:
+        Together(StripedHyena2(STRIPED), TrainConfig.from_dict({**SETTINGS, **settings}), processes)
+
+    assert str(caught.value) == message
+    assert caught.value.__notes__
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_gpus_train_as_one(precision: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has fewer than two GPUs")
+    cases = [
+        Case(parallel=f"{way}=2", model=model, precision=precision) for way in ("dp", "cp", "tp") for model in MODELS
+    ]
+    in_processes(2, train_cases, cases, tmp_path, "cuda", folder=tmp_path, device="cuda")
+
+    for case in cases:
+        found = differences(tmp_path / case.name, alone(tmp_path, case.model, precision=precision, device="cuda"))
+        assert max(found.values()) < {"fp32": 1e-4, "bf16": 0.03}[precision], (case, found)
