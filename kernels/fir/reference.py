@@ -6,6 +6,7 @@ The state is the last K-1 inputs, zeros at the start of a sequence, so a short p
 # B batch, L length, D channels, G filter groups, C channels a group, K taps, P = K-1 past inputs
 # T block of tokens, W = T+K-1 inputs that a block sees, X blocks of all sequences
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 # rows of the banded Toeplitz matrix for short filters: at least this many, or the products are too thin to be fast
 _SMALLEST_BLOCK = 16
+_CACHED_ROWS = 128  # of all sequences
 
 
 def _with_past(x_BLD: Tensor, past_BPD: Tensor | None, num_past: int) -> Tensor:
@@ -46,12 +48,20 @@ class _ShiftedSum(torch.autograd.Function):
         (grad_BLD,) = grads
         K, L = taps_DK.shape[1], grad_BLD.shape[1]
         grad_padded_BSD = torch.zeros_like(padded_BSD)
-        grad_taps_DK = torch.empty_like(taps_DK)
-        for k in range(K):
-            seen = slice(K - 1 - k, K - 1 - k + L)
-            grad_padded_BSD[:, seen].addcmul_(grad_BLD, taps_DK[:, k])
-            grad_taps_DK[:, k] = (grad_BLD * padded_BSD[:, seen]).sum(dim=(0, 1))
-        return grad_padded_BSD, grad_taps_DK
+        grad_taps_KD = torch.zeros_like(taps_DK.mT)
+        # a graph fuses the passes; without one, a few rows at a time stay in a CPU's cache for all of them
+        few = grad_BLD.device.type == "cpu" and not torch.compiler.is_compiling()
+        for first, rows_BLD in _pieces(grad_BLD, max(1, _CACHED_ROWS // len(grad_BLD)) if few else L):
+            for k in range(K):
+                seen = slice(first + K - 1 - k, first + K - 1 - k + rows_BLD.shape[1])
+                grad_padded_BSD[:, seen].addcmul_(rows_BLD, taps_DK[:, k])
+                grad_taps_KD[k] += (rows_BLD * padded_BSD[:, seen]).sum(dim=(0, 1))
+        return grad_padded_BSD, grad_taps_KD.mT
+
+
+def _pieces(x_BLD: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of so many rows, each with the number of its first."""
+    yield from ((first, x_BLD[:, first : first + rows]) for first in range(0, x_BLD.shape[1], rows))
 
 
 def channel_fir(x_BLD: Tensor, taps_DK: Tensor, past_BPD: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 # B batch, L length, D width, E = 3D projected channels, N modes, T tokens a chunk, M chunks, P past inputs
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,8 +63,20 @@ def _scan_chunks(
 
     # a chunk's state before its first token decays by t+1 steps up to its token t
     out_DTN = (residues_DN[:, :, None] * torch.exp(log_poles_DN[:, :, None] * (t + 1))).mT
-    y_DTX = torch.baddbmm(y_DTX, out_DTN, before_BMDN.permute(2, 3, 0, 1).flatten(2))
+    y_DTX = _PackedGradient.apply(torch.baddbmm(y_DTX, out_DTN, before_BMDN.permute(2, 3, 0, 1).flatten(2)))
     return y_DTX.permute(2, 1, 0).reshape(B, L, D), modes_BDN
+
+
+class _PackedGradient(torch.autograd.Function):
+    """Nothing, but that the gradient is packed, once for all products that take it: each would do so by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous()
 
 
 def _carry(added_BMDN: Tensor, log_decay_DN: Tensor, modes_BDN: Tensor) -> tuple[Tensor, Tensor]:
