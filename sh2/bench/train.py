@@ -18,7 +18,7 @@ from sh2.accounting import forward_flops
 from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.forward import random_ids
 from sh2.bench.models import random_model
-from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
+from sh2.bench.timing import Ceilings, Stopwatch, Timing, measure_ceilings
 from sh2.config import FeedForward, MixerKind, ModelConfig
 from sh2.train.compilation import compile_blocks, many_graphs
 from sh2.train.config import Precision, TrainConfig
@@ -49,13 +49,6 @@ class TrainRow:
     x_transformer: float | None = None  # how many times as fast as the Transformer
     note: str = ""
     failed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pass:
-    seconds: float
-    peak_bytes: int
-    products_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +88,14 @@ class TrainBench:
         config = replace(self._config, length=length)
         bare = TrainRow(model=name, length=length, batch=config.windows_per_step)
         gc.collect()
-        done = attempt(lambda: self._run(model, config))
+        done = attempt(lambda: self._time(model, config))
         torch._dynamo.reset()  # its graphs keep what they were made for
+        gc.collect()
         if isinstance(done, Refusal):
             return replace(bare, note=done.text, failed=not done.lack_of_memory)
+        alone = attempt(
+            lambda: products_seconds(model, config.batch_size, length, self._stopwatch, self._device, self._dtype)
+        )
         flops = 3 * config.windows_per_step * sum(forward_flops(model, length).values()) / done.seconds
         return replace(
             bare,
@@ -106,21 +103,14 @@ class TrainBench:
             tokens_per_s=config.windows_per_step * length / done.seconds,
             tflops=flops / 1e12,
             mfu=flops / self.ceilings.matmul_flops_per_second,
-            x_products=done.seconds / done.products_seconds,
+            x_products=None if isinstance(alone, Refusal) else done.seconds / (config.accumulation * alone),
             peak_gib=done.peak_bytes / 2**30 if done.peak_bytes else None,
         )
 
-    def _run(self, shape: ModelConfig, config: TrainConfig) -> _Pass:
-        seconds, peak = self._time(shape, config)
-        gc.collect()
-        alone = config.accumulation * products_seconds(
-            shape, config.batch_size, config.length, self._stopwatch, self._device, self._dtype
-        )
-        return _Pass(seconds=seconds, peak_bytes=peak, products_seconds=alone)
-
-    def _time(self, shape: ModelConfig, config: TrainConfig) -> tuple[float, int]:
-        """Seconds of an update, and the most memory that it takes (0 on a CPU: not counted there)."""
+    def _time(self, shape: ModelConfig, config: TrainConfig) -> Timing:
+        """Time an update, and count the most memory that it takes."""
         gpu = self._device.type == "cuda"
+        before = torch.cuda.memory_allocated(self._device) if gpu else 0
         model = random_model(shape, device=config.device, dtype=torch.float32).train()
         model.use_backend(config.backend).use_recompute(config.recompute)
         if config.fp8_linears:
@@ -134,10 +124,12 @@ class TrainBench:
             self._updates(_WARM_UP - 1, make)
             if gpu:
                 torch.cuda.reset_peak_memory_stats(self._device)
-            one = self._updates(1, make)
-            count = max(_LEAST, min(_MOST, int(_BUDGET_SECONDS / one)))
-            seconds = self._updates(count, make) / count
-        return seconds, torch.cuda.max_memory_allocated(self._device) if gpu else 0
+            seconds = self._updates(1, make)
+            if seconds < _BUDGET_SECONDS:
+                count = max(_LEAST, min(_MOST, int(_BUDGET_SECONDS / seconds)))
+                seconds = self._updates(count, make) / count
+        peak = torch.cuda.max_memory_allocated(self._device) - before if gpu else 0
+        return Timing(seconds=seconds, peak_bytes=peak)
 
     def _updates(self, count: int, make: Callable[[], object]) -> float:
         """Seconds of so many updates, from a device at rest to a device at rest."""
