@@ -14,6 +14,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import PackedInputProjection, pack_layers, precision_of, products_of
 from sh2.model import StripedHyena2
 from sh2.packed import PackedLinear, is_packed
+from sh2.streaming import stream
 from tests.sh2.models import CONFIGS, TINY
 
 FP8_TINY = replace(TINY, width=64, fp8_input_projections=True)
@@ -185,6 +186,15 @@ def test_samples_are_those_of_the_rounded_weights(folder: Path) -> None:
 def test_blocks_on_several_devices_and_any_backend(folder: Path) -> None:
     packed, spread = (sh2.load(folder, device=device, fp8_weights=True) for device in ("cpu", "cpu+cpu"))
     torch.testing.assert_close(packed(ids(40))[0], spread.use_backend("reference")(ids(40))[0])
+
+
+@torch.no_grad()
+def test_codes_are_streamed_as_they_are(folder: Path) -> None:
+    packed = sh2.load(folder, fp8_weights=True)
+    want, _ = packed(ids(40))
+    stream(packed.blocks, [0, 1, 3], torch.device("cpu"))
+    for _ in range(2):
+        assert torch.equal(packed(ids(40))[0], want)
 
 
 @pytest.mark.gpu
