@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sh2.accounting import kv_cache_bytes, state_bytes
 from sh2.chunks import OutOfMemoryError, chunks
+from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.scoring import log_probs_of
@@ -28,8 +30,8 @@ from sh2.state import ModelState, repeat, select
 from sh2.tokens import EOD, as_ids, to_device
 
 _LEAST_SHARED = 64  # tokens: reading less than this apart would cost more than it saves
-_SEEN = 4  # tokens that the rows of a call keep in memory, for one that is run at once
-_LEAST_SEEN = 1024  # tokens that a row counts for in memory, at least: filters have states, too
+_SEEN = 6  # tokens that the rows of a call keep in memory, for one that is run at once
+_LEAST_SEEN = 1024  # tokens that a row counts for, at least: filters have states, too
 
 Ids = NDArray[np.integer]
 
@@ -97,8 +99,7 @@ def score_families(
         reuse: read what branches share with their reference once; otherwise every row is read whole.
         spacing: branches that leave in the same stretch of so many tokens continue one state, that where the stretch
             begins, and read the tokens up to their start anew. 1 keeps a state for every start.
-        max_tokens: tokens that are run at once, at most; what has been run of them and must be kept is a few times
-            as much.
+        max_tokens: tokens that are run at once, at most; of a few times as many, keys and values are kept.
         chunk: tokens of one row that are run at once, at most.
         progress: called with the number of branches that were scored.
 
@@ -112,9 +113,10 @@ def score_families(
         if value < 1:
             raise Sh2Error(f"{name} must be at least 1, not {value}")
     plans = [_Plan(family, model.config.vocab_size, spacing if reuse else None) for family in families]
+    budget = _Budget.of(model, max_tokens, chunk)
     before: _Reader | None = None
-    for batch in _batches(plans, max_tokens):
-        reader = _Reader(model, batch, max_tokens, chunk)
+    for batch in _batches(plans, budget):
+        reader = _Reader(model, batch, budget)
         reader.read()
         if before is not None:
             progress(before.fetch())
@@ -162,11 +164,46 @@ class _Plan:
         return [self._scores[branch] for branch in range(len(self.branches))]
 
 
-def _batches(plans: Sequence[_Plan], max_tokens: int) -> Iterator[list[_Plan]]:
-    """Families that are read side by side, as many as the budget lets be read at once; those that end last first."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Budget:
+    """What may be run and kept at once. room: bytes for what rows keep, half of what a GPU has beside the weights.
+
+    Of a GPU's whole memory, not of what is free: that another program runs beside must not change the calls.
+    """
+
+    config: ModelConfig
+    dtype: str
+    max_tokens: int
+    chunk: int
+    room: int
+
+    @classmethod
+    def of(cls, model: StripedHyena2, max_tokens: int, chunk: int) -> "_Budget":
+        tensors = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_cuda]
+        gpus = {tensor.device for tensor in tensors}
+        memory = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
+        free = memory - sum(tensor.nbytes for tensor in tensors)
+        dtype = "bf16" if model.embedding.weight.element_size() == 2 else "fp32"
+        room = max(0, free) // 2 if gpus else 1 << 62
+        return cls(config=model.config, dtype=dtype, max_tokens=max_tokens, chunk=chunk, room=room)
+
+    def rows(self, tokens: int) -> int:
+        """Rows of so many tokens that a call may have."""
+        return min(_SEEN * self.max_tokens // max(_LEAST_SEEN, tokens), self.room // self._kept(tokens))
+
+    def families(self, tokens: int) -> int:
+        """Families that may be read side by side, up to so many tokens."""
+        return min(self.max_tokens // max(_LEAST_SEEN, tokens), self.room // 2 // self._kept(tokens))
+
+    def _kept(self, tokens: int) -> int:
+        return kv_cache_bytes(self.config, tokens, self.dtype) + state_bytes(self.config, self.dtype) + 1
+
+
+def _batches(plans: Sequence[_Plan], budget: _Budget) -> Iterator[list[_Plan]]:
+    """Families that are read side by side, as many as the budget allows; those that end last first."""
     batch: list[_Plan] = []
     for plan in sorted((plan for plan in plans if plan.at), key=lambda plan: (plan.last, *plan.at)):
-        if batch and (len(batch) + 1) * max(plan.last, _LEAST_SEEN) > max_tokens:
+        if batch and len(batch) >= budget.families(plan.last):
             yield batch[::-1]
             batch = []
         batch.append(plan)
@@ -181,8 +218,8 @@ _Call = dict[int, list[int]]
 class _Reader:
     """Reads the references of a batch from cut to cut (the trunk), and at each cut the rows that leave there."""
 
-    def __init__(self, model: StripedHyena2, plans: Sequence[_Plan], max_tokens: int, chunk: int) -> None:
-        self.model, self.plans, self.max_tokens, self.chunk = model, plans, max_tokens, chunk
+    def __init__(self, model: StripedHyena2, plans: Sequence[_Plan], budget: _Budget) -> None:
+        self.model, self.plans, self.budget = model, plans, budget
         self.device = model.embedding.weight.device
         self._found: list[Tensor] = []  # [N, 2] of each call: log-likelihood of the reference, and delta
         self._whose: list[tuple[_Plan, int]] = []  # of all these rows, in order
@@ -223,7 +260,7 @@ class _Reader:
             # those without a token are compared with nothing, and are as good in any call
             alike = alike or [(family, branch) for _, family, branch in branches]
             branches = branches[len(alike) :]
-            yield from self._share(alike, max(2, _SEEN * self.max_tokens // max(_LEAST_SEEN, cut + longest)))
+            yield from self._share(alike, max(2, self.budget.rows(cut + longest)))
 
     def _share(self, branches: Sequence[tuple[int, int]], most: int) -> Iterator[_Call]:
         """Calls of `most` rows: with every family's branches its reference. One that is too large is cut evenly."""
@@ -294,7 +331,7 @@ class _Reader:
             The log-probability of every token [R, L], the logits of what follows them, and the state after them.
         """
         parts: list[Tensor] = []
-        most = min(self.chunk, max(1, self.max_tokens // ids_RL.shape[0]))
+        most = min(self.budget.chunk, max(1, self.budget.max_tokens // ids_RL.shape[0]))
         for start, x_RLD, after in chunks(self.model, ids_RL, most=most, state=state):
             logits_RLV = self.model.logits(x_RLD)
             ids_RP = ids_RL[:, start : start + x_RLD.shape[1]]

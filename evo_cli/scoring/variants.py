@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _WINDOWS = 64  # that are held and scored together: enough to fill batches
 # alleles of shared windows that are: the more, the fewer bases each of them reads, so that calls are large
 _ALLELES, _MOST_ALLELES, _READ = 2048, 8192, 1 << 22
-# neighbours within so many bases continue one state; what they read anew for it must be little beside what follows
-_SPACING = 16
+# neighbours within so many bases continue one state; what they read anew for it must be little beside what follows.
+# In windows of 8,192 all changes of 15 bases fill a call, and their reference is read once for all of them
+_SPACING = 15
 
 COLUMNS = (
     "chrom", "pos", "id", "ref", "alt", "status", "delta", "delta_fwd", "delta_rev", "ref_ll", "alt_ll",

@@ -1,5 +1,6 @@
 """Scores of branches against sequences scored whole, however they share, batch and chunk."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import sh2
-from sh2.branches import Branch, Family, _batches, _Plan, _Reader, score_families
+from sh2.accounting import state_bytes
+from sh2.branches import Branch, Family, _batches, _Budget, _Plan, _Reader, score_families
 from sh2.errors import Sh2Error
 from sh2.mixers import AttentionState
+from sh2.presets import preset
 from sh2.state import repeat, select
 from tests.sh2.models import CONFIGS, tiny
 
@@ -168,6 +171,20 @@ def test_calls_that_do_not_fit_are_read_in_halves(monkeypatch: pytest.MonkeyPatc
         score_families(model, [families[0]])
 
 
+def test_rows_are_as_many_as_memory_has_room_for() -> None:
+    """Of the 7B on a GPU of 80 GB, by its window of 8,192: the three changes of 15 bases and their reference."""
+    config = preset("evo2_7b")
+    room = (80 * 2**30 - 13 * 10**9) // 2
+    budget = _Budget(config=config, dtype="bf16", max_tokens=65_536, chunk=8192, room=room)
+    assert budget.rows(8192) == 48 >= 3 * 15 + 1
+    assert (budget.families(4096), budget.families(100)) == (16, 64)
+    kept = 8192 * 80 * 1024 + state_bytes(config, "bf16")
+    tight = replace(budget, room=20 * kept + 20)
+    assert (tight.rows(8192), tight.rows(4096)) == (20, 38)
+    assert tight.families(8192) == 8 < replace(tight, room=room).families(4096)
+    assert _Budget.of(tiny(), 65_536, 8192).rows(8192) == 48
+
+
 class _NoAnswers(TorchDispatchMode):
     """Refuses whatever would make the process wait for a GPU's values."""
 
@@ -202,7 +219,8 @@ def test_a_gpu_is_never_waited_for_while_a_batch_is_read() -> None:
     families = [substitutions(np.random.default_rng(8), 300, starts) for starts in ([0, 70, 290], [150], [150])]
     plans = [_Plan(family, model.config.vocab_size, 16) for family in families]
     for mode in ("default", "error"):  # what is compiled or tried out at first may wait
-        readers = [_Reader(model, batch, 65_536, 8192) for batch in _batches(plans, 65_536)]
+        budget = _Budget.of(model, 65_536, 8192)
+        readers = [_Reader(model, batch, budget) for batch in _batches(plans, budget)]
         try:
             torch.cuda.set_sync_debug_mode(mode)
             for reader in readers:
