@@ -268,10 +268,10 @@ class Trainer:
 
     def _check_same_run(self, saved: Progress) -> None:
         """Refuse a checkpoint of another run; warn where the bits may differ."""
-        check_unchanged("train", saved.config, self._config.to_dict())
+        began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
+        check_unchanged("train", began.to_dict(), self._config.to_dict())
         check_unchanged("model", saved.model, self._model.config.to_dict())
         check_unchanged("data", {"checksum": saved.data}, {"checksum": self._data_identity})
-        began = TrainConfig.from_dict(saved.config)  # of a run older than a field: its default, as it was then
         for what, before, now in (
             *((name, getattr(began, name), getattr(self._config, name)) for name in ROUNDING),
             ("parallel", saved.config.get("parallel", ALONE.parallel), self._team.parallel),

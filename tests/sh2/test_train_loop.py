@@ -1,5 +1,6 @@
 """The training loop on random bases: resumed runs, stops, divergence, and what a run writes down."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -275,6 +276,19 @@ def test_a_run_is_not_resumed_as_another_one(tmp_path, change, message):
 
     with pytest.raises(Sh2Error, match=message):
         trainer(tmp_path, **change).restore()
+
+
+def test_a_run_older_than_a_field_is_resumed_with_its_default(tmp_path):
+    trainer(tmp_path).run(stopping_after(1))
+    path = tmp_path / "checkpoints" / "step_00000001" / "trainer.json"
+    content = json.loads(path.read_text())
+    del content["state"]["config"]["freeze"], content["state"]["config"]["lora_rank"]
+    text = json.dumps([content["files"], content["state"]], sort_keys=True)
+    path.write_text(json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+    assert trainer(tmp_path).restore() == 1
+    with pytest.raises(Sh2Error, match=r"train field `freeze` changed from \[\] to \['norms'\]"):
+        trainer(tmp_path, freeze=["norms"]).restore()
 
 
 def test_another_number_of_threads_is_warned_about(tmp_path):
