@@ -164,6 +164,7 @@ class Trainer:
             if self._saved_step < self._step:
                 self._save_checkpoint()
             self._checkpoints.save_model(self._model, self._folder.model)
+            self._checkpoints.wait()
         return Outcome.FINISHED if self._step == self._config.steps else Outcome.STOPPED
 
     def _loader(self) -> Loader:
@@ -195,7 +196,7 @@ class Trainer:
                 )
             self._write(records)
         if log and (speed := self._clock.report(step)):
-            speed = replace(speed, noise_scale=self._noise.take())
+            speed = replace(speed, noise_scale=self._noise.estimate())
             self._speed.append([json.dumps(asdict(speed))])
             self._observer.speed(speed)
         if self._filters and _due(step, config.filter_statistics):

@@ -1,5 +1,7 @@
 """The gradient noise scale: how large a batch is worth its cost. Knows nothing of models."""
 
+_SHARE = 0.01  # of an update in the means
+
 
 class NoiseScale:
     """Estimates the simple noise scale from the norms of gradients of two sizes (McCandlish et al. 2018, appendix A.1).
@@ -9,7 +11,8 @@ class NoiseScale:
 
         |G|^2 = (B |g_B|^2 - b |g_b|^2) / (B - b)        S = (|g_b|^2 - |g_B|^2) / (1 / b - 1 / B)
 
-    Either alone is noisy, and so they are averaged over updates before their ratio S / |G|^2 is taken.
+    Either alone is noisy, and so they are averaged over about the last hundred updates before their ratio S / |G|^2 is
+    taken.
     """
 
     def __init__(self) -> None:
@@ -26,14 +29,12 @@ class NoiseScale:
         if not 0 < first_weight < weight:
             return
         small, large = (first_norm * weight / first_weight) ** 2, norm**2
-        self._gradient += (weight * large - first_weight * small) / (weight - first_weight)
-        self._noise += (small - large) / (1 / first_weight - 1 / weight)
+        gradient = (weight * large - first_weight * small) / (weight - first_weight)
+        noise = (small - large) / (1 / first_weight - 1 / weight)
+        # both begin at 0 and are short of their means by the same factor, which their ratio does not have
+        self._gradient += _SHARE * (gradient - self._gradient)
+        self._noise += _SHARE * (noise - self._noise)
 
-    def take(self) -> float | None:
-        """Return the estimate of the updates since the last time, in targets, and forget them.
-
-        None if there were none, or so few that noise left no gradient.
-        """
-        gradient, noise = self._gradient, self._noise
-        self._gradient = self._noise = 0.0
-        return noise / gradient if gradient > 0 and noise > 0 else None
+    def estimate(self) -> float | None:
+        """The noise scale, in targets; None if there was no update, or so few that noise left no gradient."""
+        return self._noise / self._gradient if self._gradient > 0 and self._noise > 0 else None

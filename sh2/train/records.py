@@ -42,7 +42,8 @@ class SpeedRecord:
     peak_memory_bytes: int  # of the device; of the process where the device is the CPU
     tflops: float | None = None  # arithmetic of the model a second, of a forward and its backward, nothing made again
     mfu: float | None = None  # that over `peak_tflops`, or over what a large matrix product does here
-    noise_scale: float | None = None  # targets of an update beyond which more of them help little; see `NoiseScale`
+    # of about the last hundred updates: targets of an update beyond which more help little; see `NoiseScale`
+    noise_scale: float | None = None
 
 
 class JsonLines:

@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from sh2.accounting import Numbers, count_parameters
+from sh2.bench.models import random_model
 from sh2.config import FeedForward, ModelConfig
+from sh2.planning import Plan, Task, predict_memory
 from sh2.presets import preset
 from sh2.recompute import Recompute
+from sh2.train.config import Precision, TrainConfig
+from sh2.train.loader import HostBatch
 from sh2.train.loss import loss_sums
+from sh2.train.optimizer import build_optimizer
+from sh2.train.team import ALONE
+from sh2.train.update import update
 from sh2.train.windows import _in_pieces, _sums
 from sh2.training_memory import saved_bytes, training_peak_bytes
 from tests.sh2.memory import counting
+from tests.sh2.test_train_update import RandomWindows
 
 SHAPES = {
     "nano": (preset("nano"), 8, 1024),
@@ -66,3 +74,31 @@ def test_the_more_is_made_again_the_less_is_kept() -> None:
     config, numbers = preset("1b"), Numbers(dtype="bf16")
     kept = [saved_bytes(config, 65_536, numbers, recompute) for recompute in Recompute]
     assert kept[0] > 2 * kept[1] > 4 * kept[2] > 8 * kept[3]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recompute", Recompute)
+def test_a_gpu_takes_what_was_planned(recompute: Recompute) -> None:
+    config, length = preset("350m"), 16_384
+    settings = TrainConfig(
+        steps=1, batch_size=1, length=length, device="cuda", precision=Precision.BF16, recompute=recompute
+    )
+    model = random_model(config, device="cuda", dtype=torch.float32).use_recompute(recompute)
+    optimizer = build_optimizer(model, settings)
+    source = RandomWindows(length)
+    for number in range(2):  # the first makes the moments
+        torch.cuda.reset_peak_memory_stats()
+        batch = HostBatch.of(source.batch(number, 1), pinned=True)
+        update(model, optimizer, batch, settings, ALONE, lr=1e-4)
+    planned = predict_memory(
+        Plan(
+            config=config,
+            task=Task.TRAIN,
+            length=length,
+            numbers=Numbers(dtype="bf16"),
+            room=1 << 40,
+            gpu=True,
+            recompute=recompute,
+        )
+    )
+    assert planned.total - planned.runtime == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
