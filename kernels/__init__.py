@@ -10,6 +10,7 @@ from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
+from kernels.linear_step import few_rows, gated_step, linear_step
 from kernels.packed_linear import packed_linear
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
@@ -22,6 +23,8 @@ __all__ = [
     "attention_append",
     "attention_step",
     "channel_fir",
+    "few_rows",
+    "gated_step",
     "grouped_fir",
     "hyena_fir",
     "hyena_fir_state",
@@ -29,6 +32,7 @@ __all__ = [
     "hyena_li",
     "hyena_li_piece",
     "hyena_li_step",
+    "linear_step",
     "merge_attention",
     "modal_scan",
     "pack",

@@ -22,6 +22,7 @@ def packed_kernel(
     output_R = tl.program_id(0) * R + tl.arange(0, R)
     mask_R = output_R < E
     at_R1 = output_R.to(tl.int64)[:, None] * D
+    same_R1 = tl.zeros((R, 1), tl.int32)
     sums = ()
     for _ in tl.static_range(M):
         sums = sums + (tl.zeros((R, N), tl.float32),)
@@ -32,12 +33,13 @@ def packed_kernel(
             mask_RN = mask_R[:, None] & (input_N < D)[None, :]
             codes_read = codes_read + (tl.load(codes + at_R1 + input_N[None, :], mask=mask_RN, other=0.0),)
         for u in tl.static_range(U):
-            input_N = start + u * N + tl.arange(0, N)
+            # every output reads the inputs anew, from a cache: they lie as the codes do, and no thread needs another
+            input_RN = same_R1 + (start + u * N + tl.arange(0, N))[None, :]
             weight_RN = codes_read[u].to(tl.float32)
             new_sums = ()
             for m in tl.static_range(M):
-                x_N = tl.load(x + m * D + input_N, mask=input_N < D, other=0.0).to(tl.float32)
-                new_sums = new_sums + (sums[m] + weight_RN * x_N[None, :],)
+                x_RN = tl.load(x + m * D + input_RN, mask=input_RN < D, other=0.0).to(tl.float32)
+                new_sums = new_sums + (sums[m] + weight_RN * x_RN,)
             sums = new_sums
     unit_R = tl.load(units + output_R, mask=mask_R, other=0.0)
     for m in tl.static_range(M):
