@@ -3,7 +3,7 @@
 # B batch, L length, D width, V vocabulary
 
 from collections.abc import Callable
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
+from sh2.joined import added, gated, normed
 from sh2.layers import GatedMLP, RMSNorm, linear
-from sh2.mixers import MIXERS, Attention, Backed, HyenaSE, KVDtype, MixerState
+from sh2.mixers import MIXERS, Attention, AttentionState, Backed, HyenaFir, HyenaLI, HyenaSE, KVDtype, MixerState
 from sh2.packed import PackedLinear
 from sh2.recompute import Recompute
 from sh2.rerun import run_blocks, run_half
@@ -51,15 +52,16 @@ class Block(nn.Module):
         if stateless:
             x_BLD = run_half(self.mix, x_BLD, self.recompute, by_token=False)
             return run_half(self.feed, x_BLD, self.recompute, by_token=not self.mixes_twice), None
+        if in_place:
+            assert state is not None
+            return self._step(x_BLD, state)
         mixer_state: MixerState | None
         feed_forward_state: MixerState | None
         mixer_state, feed_forward_state = state or (None, None)
-        mix = _causal_map(self.mixer, in_place)
-        y_BLD, mixer_state = mix(self.mixer_norm(x_BLD), mixer_state)
+        y_BLD, mixer_state = self.mixer(self.mixer_norm(x_BLD), mixer_state)
         x_BLD = x_BLD + y_BLD
         if self.mixes_twice:
-            mix = _causal_map(self.feed_forward, in_place)
-            y_BLD, feed_forward_state = mix(self.feed_forward_norm(x_BLD), feed_forward_state)
+            y_BLD, feed_forward_state = self.feed_forward(self.feed_forward_norm(x_BLD), feed_forward_state)
         else:
             y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
         return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
@@ -73,9 +75,26 @@ class Block(nn.Module):
         y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
         return x_BLD + (y_BLD[0] if self.mixes_twice else y_BLD)
 
+    def _step(self, x_B1D: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        """Apply the block to one token; the state itself moves on, but keys and values that do not lie in slots."""
+        x_B1D, mixer_state = _mix_step(self.mixer_norm, self.mixer, x_B1D, state.mixer)
+        if state.feed_forward is not None:
+            x_B1D, feed_forward_state = _mix_step(self.feed_forward_norm, self.feed_forward, x_B1D, state.feed_forward)
+            return x_B1D, BlockState(mixer_state, feed_forward_state)
+        assert isinstance(self.feed_forward, GatedMLP)
+        h_B1I = gated(self.feed_forward_norm, self.feed_forward, x_B1D)
+        return added(x_B1D, self.feed_forward_norm, self.feed_forward.down, h_B1I), BlockState(mixer_state, None)
 
-def _causal_map(mixer: nn.Module, in_place: bool) -> Callable[..., tuple[Tensor, MixerState]]:
-    return cast(Callable[..., tuple[Tensor, MixerState]], mixer.step if in_place else mixer)
+
+def _mix_step(norm: RMSNorm, mixer: nn.Module, x_B1D: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    """x + mixer(norm(x)) of one token."""
+    if isinstance(state, AttentionState):
+        y_B1D, state = mixer(norm(x_B1D), state)
+        return x_B1D + y_B1D, state
+    assert isinstance(mixer, HyenaFir | HyenaLI | Attention)
+    advance: Callable[..., Tensor] = mixer.advance
+    u_BD = advance(normed(norm, mixer.input, x_B1D)[:, 0], state)
+    return added(x_B1D, norm, mixer.output, u_BD[:, None]), state
 
 
 class StripedHyena2(nn.Module):

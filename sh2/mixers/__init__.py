@@ -7,7 +7,7 @@ from sh2.config import MixerKind
 from sh2.mixers.attention import Attention, AttentionState
 from sh2.mixers.backed import Backed
 from sh2.mixers.cache import KVDtype, KVSlots
-from sh2.mixers.hyena import Hyena, HyenaLI, HyenaMR, HyenaSE
+from sh2.mixers.hyena import Hyena, HyenaFir, HyenaLI, HyenaMR, HyenaSE
 
 MixerState = FirState | ModalState | AttentionState | KVSlots
 
@@ -25,6 +25,7 @@ __all__ = [
     "Backed",
     "FirState",
     "Hyena",
+    "HyenaFir",
     "HyenaLI",
     "HyenaMR",
     "HyenaSE",

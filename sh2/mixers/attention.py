@@ -82,13 +82,11 @@ class Attention(Float32Kept, Backed):
         keys, values, *units = entries
         return self.output(y_BLHC.flatten(2)), AttentionState(keys, values, begin_B, cache, *units)
 
-    def step(self, x_B1D: Tensor, state: AttentionState | KVSlots) -> tuple[Tensor, AttentionState | KVSlots]:
-        """Like `forward` for one token. Slots move on themselves: nothing of their size is allocated or copied."""
-        if isinstance(state, AttentionState):
-            return self.forward(x_B1D, state)
+    def advance(self, z_BE: Tensor, state: KVSlots) -> Tensor:
+        """What lies between the projections, for one token; slots move on: nothing of their size is allocated."""
         keys, values, key_units, value_units = state.entries
         q_BHC = attention_append(
-            self.input(x_B1D)[:, 0],
+            z_BE,
             self.inv_freq,
             float(self.interpolation),
             keys,
@@ -99,7 +97,7 @@ class Attention(Float32Kept, Backed):
             backend=self.backend,
         )
         y_BHC = attention_step(q_BHC, keys, values, key_units, value_units, end_B=state.end_B, backend=self.backend)
-        return self.output(y_BHC[:, None].flatten(2)), state
+        return y_BHC.flatten(1)
 
     def project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Entries]:
         """Rotated queries [B, L, H, C], and rotated keys and values of tokens at positions_BL, or [1, L]."""

@@ -55,11 +55,10 @@ class HyenaFir(Hyena):
         y_BLD, state = hyena_fir(self.input(x_BLD), *self.filters(), state, backend=self.backend)
         return self.output(y_BLD), state
 
-    def step(self, x_B1D: Tensor, state: FirState) -> tuple[Tensor, FirState]:
-        """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
+    def advance(self, z_BE: Tensor, state: FirState) -> Tensor:
+        """What lies between the projections, for one token; the state itself moves on."""
         filters = self.filters(self._kept.of(self.inner_filter, self.taps))
-        y_BD = hyena_fir_step(self.input(x_B1D)[:, 0], *filters, state, backend=self.backend)
-        return self.output(y_BD[:, None]), state
+        return hyena_fir_step(z_BE, *filters, state, backend=self.backend)
 
 
 class HyenaSE(HyenaFir):
@@ -111,11 +110,10 @@ class HyenaLI(Float32Kept, Hyena):
         y_BLD, state = hyena_li(self.input(x_BLD), *self.filters(), state, backend=self.backend)
         return self.output(y_BLD), state
 
-    def step(self, x_B1D: Tensor, state: ModalState) -> tuple[Tensor, ModalState]:
-        """Like `forward` for one token, but the state itself moves on: nothing of its size is allocated."""
+    def advance(self, z_BE: Tensor, state: ModalState) -> Tensor:
+        """What lies between the projections, for one token; the state itself moves on."""
         filters = self.filters(self._kept.of(self.effective_log_poles, self.log_poles, self.pole_shift))
-        y_BD = hyena_li_step(self.input(x_B1D)[:, 0], *filters, state, backend=self.backend)
-        return self.output(y_BD[:, None]), state
+        return hyena_li_step(z_BE, *filters, state, backend=self.backend)
 
 
 def decay_window(window: DecayWindow, groups: int, taps: int, device: torch.device) -> Tensor:
