@@ -118,7 +118,10 @@ class Checkpoints:
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
-            writing.result()
+            try:
+                writing.result()
+            except Sh2Error as error:
+                raise error.hint("make room, then go on from the last complete checkpoint with `--resume`") from None
 
     def check(self) -> None:
         """Raise what went wrong with a checkpoint in the background, if it is known by now."""
@@ -126,11 +129,18 @@ class Checkpoints:
             self.wait()
 
     def save_model(self, model: StripedHyena2, folder: Path) -> None:
-        """Write the model alone, and return when it is written."""
+        """Copy the model alone, and begin to write it.
+
+        Raises:
+            Sh2Error: what was saved before could not be written.
+        """
         self.wait()
         weights = {name: _copy(read()) for name, (_, read) in plain_state(model).items()}
+        self._writing = self._thread.submit(self._write_model, folder, model.config, weights)
+
+    def _write_model(self, folder: Path, config: ModelConfig, weights: Parts) -> None:
         if self._team.leads:
-            write_model_folder(folder, model.config, self._team.whole(weights))
+            write_model_folder(folder, config, self._team.whole(weights))
         else:
             self._team.send(weights)
 

@@ -119,7 +119,7 @@ def test_others_go_on_with_what_two_began(tmp_path: Path) -> None:
         ({"batch_size": 3}, "the 3 windows of a forward pass cannot be shared equally by dp=2 processes"),
         ({"parallel": "cp=2", "reset_documents": True}, "cp=2 cannot cut windows whose documents are reset"),
         ({"parallel": "tp=2", "fp8_linears": True}, "FP8 linears are not cut over tp"),
-        ({"parallel": "tp=2", "filter_statistics": 3}, "statistics need whole filters, which tp cuts"),
+        ({"parallel": "tp=2", "filter_statistics": 3}, "statistics of filters need whole filters, which tp cuts"),
         ({"lora_rank": 2}, "adapters are trained in one process"),
         ({"parallel": "dp=3"}, "parallel `dp=3` needs 3 processes; there are 2"),
     ],
