@@ -229,6 +229,19 @@ def test_a_mixture_says_its_shares_and_is_resumed_to_the_byte(evo, tmp_path):
     )
 
 
+def test_a_mixture_may_stand_in_the_configuration(evo, tmp_path):
+    (tmp_path / "mix.toml").write_text(MODEL + '[data]\ninputs = ["a.h5", "b.h5"]\nweights = [1, 3]\n')
+    assert evo("--config", "mix.toml", *SMALL, "--steps", 1, "-o", "mix").exit_code == 0
+    stores = json.loads((tmp_path / "mix" / "run.json").read_text())["data"]["stores"]
+    assert [store["share"] for store in stores] == [0.25, 0.75]
+
+    (tmp_path / "mix.toml").write_text(MODEL + '[data]\ninputs = ["a.h5", "b.h5"]\nweights = [1]\n')
+    assert error_of(evo("--config", "mix.toml", *SMALL, "--steps", 1, "-o", "other"))[:2] == (
+        1,
+        "error: data field `weights` must be a list of a number for each input, not [1]",
+    )
+
+
 def test_stores_without_weights_are_mixed_by_their_bases(evo, tmp_path):
     assert evo("a.h5", "b.h5", "--config", "model.toml", *SMALL, "--steps", 1, "-o", "mix").exit_code == 0
 
