@@ -9,11 +9,12 @@ are more than a weight and a bias (FP8, adapters, watched by hooks), each runs b
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from kernels import few_rows, gated_step, linear_step
 from sh2.fp8 import InputProjection
-from sh2.layers import GatedMLP, RMSNorm, activate
+from sh2.layers import GatedMLP, RMSNorm
 
 
 def normed(norm: RMSNorm, layer: nn.Module, x_BLD: Tensor) -> Tensor:
@@ -27,8 +28,7 @@ def normed(norm: RMSNorm, layer: nn.Module, x_BLD: Tensor) -> Tensor:
 def gated(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:
     """act(gate(norm(x))) * up(norm(x))."""
     if not (_few(x_BLD) and _bare(norm) and _plain(mlp.gate, x_BLD) and _plain(mlp.up, x_BLD)):
-        n_BLD = norm(x_BLD)
-        return activate(mlp.gate(n_BLD), mlp.activation) * mlp.up(n_BLD)
+        return mlp.inner(norm(x_BLD))
     return gated_step(
         x_BLD,
         mlp.gate.weight,
@@ -46,6 +46,16 @@ def added(x_BLD: Tensor, norm: RMSNorm, layer: nn.Module, u_BLI: Tensor) -> Tens
         y_BLD: Tensor = layer(u_BLI)
         return x_BLD + y_BLD
     return linear_step(u_BLI, layer.weight, layer.bias, onto_XE=x_BLD, backend=norm.backend)
+
+
+def fed(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:
+    """x + mlp(norm(x)), of any number of tokens; without gradients on a GPU, in the memory of x."""
+    if torch.is_grad_enabled() or not x_BLD.is_cuda or not (_bare(mlp) and _plain(mlp.down, x_BLD)):
+        y_BLD: Tensor = mlp(norm(x_BLD))
+        return x_BLD + y_BLD
+    h_BLI = mlp.inner(norm(x_BLD))
+    x_BLD.flatten(0, 1).addmm_(h_BLI.flatten(0, 1), mlp.down.weight.T)
+    return x_BLD
 
 
 def _few(x_BLD: Tensor) -> bool:

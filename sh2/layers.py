@@ -51,4 +51,8 @@ class GatedMLP(nn.Module):
         self.down = linear(inner_width, width, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down(activate(self.gate(x_BLD), self.activation) * self.up(x_BLD))
+        return self.down(self.inner(x_BLD))
+
+    def inner(self, x_BLD: Tensor) -> Tensor:
+        """What `down` narrows [B, L, I]."""
+        return activate(self.gate(x_BLD), self.activation) * self.up(x_BLD)

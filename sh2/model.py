@@ -14,7 +14,7 @@ from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
-from sh2.joined import added, gated, normed
+from sh2.joined import added, fed, gated, normed
 from sh2.layers import GatedMLP, RMSNorm, linear
 from sh2.mixers import MIXERS, Attention, AttentionState, Backed, HyenaFir, HyenaLI, HyenaSE, KVDtype, MixerState
 from sh2.packed import PackedLinear
@@ -62,9 +62,9 @@ class Block(nn.Module):
         x_BLD = x_BLD + y_BLD
         if self.mixes_twice:
             y_BLD, feed_forward_state = self.feed_forward(self.feed_forward_norm(x_BLD), feed_forward_state)
-        else:
-            y_BLD = self.feed_forward(self.feed_forward_norm(x_BLD))
-        return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
+            return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
+        assert isinstance(self.feed_forward, GatedMLP)
+        return fed(self.feed_forward_norm, self.feed_forward, x_BLD), BlockState(mixer_state, None)
 
     def mix(self, x_BLD: Tensor) -> Tensor:
         """The first half, over whole sequences from their start."""

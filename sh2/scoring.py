@@ -142,12 +142,13 @@ def token_log_probs(
     parts: list[Tensor] = []
     for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=chunk, state=state):
         targets_BL = ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]
-        parts.append(log_probs_of(model.logits(x_BLD), targets_BL).cpu())
+        # fetched at the end: to fetch a piece's is to wait for it, while a GPU waits for the next
+        parts.append(log_probs_of(model.logits(x_BLD), targets_BL))
         if progress is not None:
             progress(targets_BL.numel())
     if not parts:
         return np.zeros((len(rows), 0), dtype=np.float32)
-    return torch.cat(parts, dim=1).numpy()
+    return torch.cat(parts, dim=1).cpu().numpy()
 
 
 def log_probs_of(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

@@ -94,3 +94,12 @@ def test_gpu_joined_layers_give_the_logits_of_one_pass(name: str, dtype: torch.d
     with torch.inference_mode():
         want = model(ids_BL)[0][:, -2:]
     assert relative_error(step_twice(model, ids_BL), want) < (1e-5 if dtype is torch.float32 else 0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_sums_in_products_give_what_sums_give(dtype: torch.dtype) -> None:
+    model, ids_BL = StripedHyena2(CONFIGS["striped"]).eval().cuda().to(dtype), ids(2, 33).cuda()
+    want = model(ids_BL)[0]
+    with torch.inference_mode():
+        assert relative_error(model(ids_BL)[0], want) < (1e-5 if dtype is torch.float32 else 0.02)
