@@ -26,7 +26,7 @@ from tests.sh2.test_train_update import RandomWindows
 SHAPES = {
     "nano": (preset("nano"), 8, 1024),
     "SE for feed-forward": (replace(preset("debug"), feed_forward=FeedForward.HYENA_SE), 2, 4096),
-    "long": (replace(preset("350m"), layout="SM*L"), 2, 40_000),
+    "long": (replace(preset("350m"), layout="SM*L"), 2, 20_000),
 }
 NUMBERS = [("bf16", True), ("bf16", False), ("fp32", True)]  # and whether kernels are fused
 
