@@ -1,15 +1,11 @@
 """A training run from the command line: its configuration, its data, the loop, and what is written beside the model."""
 
-import json
 import os
-import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from evo_cli.inference import memory_bytes, resolve_device, say, warn
 from evo_cli.progress import progress_bar
 from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from evo_cli.training.data import RunData, open_data
+from evo_cli.training.description import describe
 from evo_cli.training.model import begin, build
 from evo_cli.training.processes import Meeting, one_voice
 from evo_cli.training.watch import BarObserver, Observers, StopSignals
@@ -30,7 +27,7 @@ from sh2.train.config import Precision, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer
 from sh2.train.plot import plot_run
-from sh2.train.records import write_atomically, write_json
+from sh2.train.records import write_atomically
 from sh2.train.tensorboard import TensorBoard, require_tensorboard
 
 
@@ -120,31 +117,30 @@ def _train(
     with StopSignals() as signals:
         step = trainer.restore()
         if not (step or begun):
-            raise Sh2Error(f"no checkpoint in {folder.checkpoints} is whole").hint(
-                f"train into another folder, from {run.start} again"
-            )
+            another = f"train into another folder, from {run.start} again"
+            raise Sh2Error(f"no checkpoint in {folder.checkpoints} is whole").hint(another)
         if leads:
             write_atomically(folder.config, run.to_toml().encode())
-            session = describe_session(run, parallel=None if team is None else team.parallel, from_step=step)
-            described = describe_run(run, data, parameters=parameters, sessions=[*_sessions(folder), session])
-            write_json(folder.description, described)
+            describe(run, data, folder, parameters=parameters, parallel=team and team.parallel, from_step=step)
         _announce(run, data, parameters, step if resume else None)
         if team is not None:
             say(f"{team.processes} processes: {team.parallel}")
         events = closing(TensorBoard(folder.tensorboard, after_step=step)) if tensorboard and leads else nullcontext()
         with events as writer, progress_bar("step", total=run.train.steps, start=step, every_seconds=0) as bar:
-            observers.add(BarObserver(bar))
-            if writer is not None:
-                observers.add(writer)
+            observers.add(BarObserver(bar), *([writer] if writer is not None else []))
             outcome = trainer.run(signals.stop)
-    if leads:
-        name = folder.path.resolve().name
-        plot_run(folder.metrics, folder.plot, title=f"{name}: {parameters / 1e6:,.1f}M parameters")
     if run.train.lora is not None:
         save_adapters(model, folder.adapter)
+    if leads:
+        title = f"{folder.path.resolve().name}: {parameters / 1e6:,.1f}M parameters"
+        plot_run(folder.metrics, folder.plot, title=title)
+    return _end(outcome, signals.received, folder)
+
+
+def _end(outcome: Outcome, received: int | None, folder: RunFolder) -> int:
     if outcome is Outcome.STOPPED:
         say(f"stopped and saved; go on with `evo train -o {shlex.quote(str(folder.path))} --resume`")
-        return 128 + (signals.received or signal.SIGTERM)  # another process's
+        return 128 + (received or signal.SIGTERM)  # another process's
     say(f"the model is {folder.model}, the curve {folder.plot}")
     return 0
 
@@ -166,18 +162,6 @@ def _check_memory(run: RunConfig, processes: int) -> None:
         ).hint("take a smaller `--preset`: `evo models` lists what each takes (training_gib)")
 
 
-def _sessions(folder: RunFolder) -> list[Any]:
-    """What `run.json` says of the sessions before this one; nothing if it cannot be read, for no number hangs on it."""
-    try:
-        sessions = json.loads(folder.description.read_text(encoding="utf-8"))["sessions"]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError):
-        warn(f"{folder.description} is damaged: what it said of earlier sessions is lost")
-        return []
-    return list(sessions)
-
-
 def _announce(run: RunConfig, data: RunData, parameters: int, resumed_at: int | None) -> None:
     train = run.train
     for line in data.announce(train):
@@ -194,33 +178,3 @@ def _announce(run: RunConfig, data: RunData, parameters: int, resumed_at: int | 
         warn("no record is held out for validation: training without it")
     if resumed_at is not None:
         say(f"resuming after step {resumed_at:,}" if resumed_at else "no checkpoint yet: starting at the beginning")
-
-
-def describe_session(config: RunConfig, *, parallel: str | None, from_step: int) -> dict[str, Any]:
-    """Say what makes this part of a run, as plain values for `run.json`."""
-    shared = {} if parallel is None else {"parallel": parallel}
-    return shared | {
-        "from_step": from_step,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "device": config.train.device,
-        "threads": config.train.threads,
-        "machine": platform.platform(),
-        "versions": {
-            "evo": version("evo-sh2"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": version("numpy"),
-        },
-    }
-
-
-def describe_run(config: RunConfig, data: RunData, *, parameters: int, sessions: Sequence[Any]) -> dict[str, Any]:
-    """Say what made a run, as plain values for `run.json`."""
-    return {
-        "seed": config.train.seed,
-        "parameters": parameters,
-        "from": config.start,
-        "data": data.describe(),
-        "sessions": list(sessions),
-    }

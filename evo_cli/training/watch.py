@@ -53,8 +53,8 @@ class Observers:
     def __init__(self) -> None:
         self._observers: list[Observer] = []
 
-    def add(self, observer: Observer) -> None:
-        self._observers.append(observer)
+    def add(self, *observers: Observer) -> None:
+        self._observers += observers
 
     def step(self, record: StepRecord) -> None:
         for observer in self._observers:

@@ -163,3 +163,4 @@ def take_gpu(place: Place, gpus: int) -> None:
             f"start at most {gpus} processes a machine, or use `--device cpu`"
         )
     torch.cuda.set_device(0 if gpus == 1 else place.local_rank)
+    torch.cuda.init()  # or a mesh would choose once more

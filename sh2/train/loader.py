@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -86,7 +87,9 @@ class Loader:
             pinned: for a GPU.
         """
         self._source, self._wanted, self._pinned = source, iter(wanted), pinned
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="windows")
+        # a new thread's GPU is the first, and pinning would take memory there
+        prepare = partial(torch.cuda.set_device, torch.cuda.current_device()) if pinned else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="windows", initializer=prepare)
         self._ahead: deque[Future[HostBatch]] = deque()
         self._order()
 
