@@ -116,6 +116,16 @@ def test_a_run_from_a_model_is_resumed_when_that_is_gone(evo, tmp_path):
     assert same(weights("cut/model"), weights("whole/model"))
 
 
+def test_a_run_without_a_whole_checkpoint_does_not_go_on_with_random_weights(evo, tmp_path):
+    assert evo("a.h5", "--from", "run/model", *SMALL, "--steps", 1, "-o", "whole").exit_code == 0
+    (tmp_path / "whole" / "checkpoints" / "step_00000001" / "trainer.json").write_text("{}")
+
+    code, error, hint = error_of(evo("-o", "whole", "--resume"))
+
+    assert (code, error) == (1, "error: no checkpoint in whole/checkpoints is whole")
+    assert hint == f"hint: train into another folder, from {tmp_path}/run/model again"
+
+
 def test_a_context_is_extended_in_stages(evo, tmp_path):
     words = ["a.h5", "--steps", 1, *SMALL[2:], "-o"]
     first = evo("--from", "run/model", "--length", 64, "--extend-by", "both", *words, "stage1")
