@@ -48,8 +48,8 @@ class Stopwatch:
         """Make ready. least: repetitions that are timed, however long one takes (up to a second)."""
         self._least = least
         self._gpu = torch.device(device).type == "cuda"
-        if self._gpu:
-            torch.cuda.set_device(torch.device(device).index or 0)
+        if self._gpu and (index := torch.device(device).index) is not None:  # without one, the current GPU is meant
+            torch.cuda.set_device(index)
         self._budget = _GPU_BUDGET_SECONDS if self._gpu else _CPU_BUDGET_SECONDS
         self._cold = torch.ones(_COLD_BYTES // 4, device=device) if self._gpu else None
         self._once(lambda: self._chill)
