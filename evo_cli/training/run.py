@@ -121,7 +121,8 @@ def _train(
             raise Sh2Error(f"no checkpoint in {folder.checkpoints} is whole").hint(another)
         if leads:
             write_atomically(folder.config, run.to_toml().encode())
-            describe(run, data, folder, parameters=parameters, parallel=team and team.parallel, from_step=step)
+            shared = None if team is None else team.parallel
+            describe(run, data, folder, parameters=parameters, parallel=shared, from_step=step)
         _announce(run, data, parameters, step if resume else None)
         if team is not None:
             say(f"{team.processes} processes: {team.parallel}")
