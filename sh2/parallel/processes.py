@@ -20,6 +20,7 @@ from sh2.errors import Sh2Error
 Value = TypeVar("Value")
 # one process may prepare data for hours while the others wait; if it dies they know at once
 _PATIENCE = timedelta(days=1)
+_MEETING = timedelta(minutes=10)
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
 
@@ -142,10 +143,11 @@ def joined(place: Place, device: str) -> Iterator[Processes]:
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        store, *_ = next(dist.rendezvous("env://", place.rank, place.ranks))
+        store, *_ = next(dist.rendezvous("env://", place.rank, place.ranks, timeout=_MEETING))
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.ranks)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise Sh2Error(f"cannot meet the other processes at {place.address}:{place.port}: {error}").hint(
+        reason = str(error).split("\n")[0]
+        raise Sh2Error(f"cannot meet the other processes at {place.address}:{place.port}: {reason}").hint(
             "set MASTER_ADDR to a name or address of the first machine that the others reach, or MASTER_PORT"
         ) from None
     yield Processes(place, store)

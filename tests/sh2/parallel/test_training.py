@@ -143,6 +143,7 @@ def test_two_gpus_train_as_one(precision: str, tmp_path: Path) -> None:
     cases = [
         Case(parallel=f"{way}=2", model=model, precision=precision) for way in ("dp", "cp", "tp") for model in MODELS
     ]
+    cases.append(Case(parallel="dp=2", precision=precision, compile=True))
     in_processes(2, train_cases, cases, tmp_path, "cuda", folder=tmp_path, device="cuda")
 
     for case in cases:

@@ -106,6 +106,7 @@ class Case:
     cp_sharding: str = "contiguous"
     model: str = "striped"
     recompute: str = "none"
+    compile: bool = False
     precision: str = "fp32"
     freeze: tuple[str, ...] = ()
     resumes: str | None = None  # the folder of a run that another stopped
