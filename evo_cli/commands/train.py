@@ -193,6 +193,10 @@ def train(
 
       evo train genome.fa --config run/config.toml --lr 3e-4 -o other/
 
+    Started by torchrun or srun, processes share the run, each on a GPU of its own; any number of them can resume it:
+
+      torchrun --nproc-per-node 8 -m evo_cli train store.h5 --preset 1b --parallel dp=4,cp=2 --steps 5000 -o run/
+
     A configuration file has the same fields; RUN/config.toml is a complete one:
 
     \b
