@@ -1,4 +1,7 @@
-"""Context parallelism: one sequence over several processes, with the results of one. `parallelise` is the way in."""
+"""Several processes with the results of one: a sequence's length, a block's channels and a model's weights shared.
+
+`parallelise` is the way into context parallelism; `sh2.train.together` puts all of it together for training.
+"""
 
 from sh2.parallel.context import AttentionMethod, ContextParallel, ConvolutionMethod, parallelise
 from sh2.parallel.sharding import Sharding, Shards
