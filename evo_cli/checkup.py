@@ -198,7 +198,7 @@ def device_for(config: "ModelConfig", gpus: Sequence[int], host: int) -> str | N
     Args:
         gpus: bytes of memory of each. host: that of the machine.
     """
-    from sh2.accounting import weight_bytes
+    from sh2.planning.accounting import weight_bytes
 
     size = weight_bytes(config, "bf16" if gpus else "fp32")
     if not gpus:

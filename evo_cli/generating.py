@@ -6,11 +6,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sh2.generation import Generation, GenerationOptions, generate_jobs
+from sh2.generation.generate import Generation, GenerationOptions, generate_jobs
 
 if TYPE_CHECKING:
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 _BATCHES = 4  # of rows a job: slots fill up again within a job, and stand empty at its end
 _TOKENS = 1 << 26  # that a job may write, unless a batch of rows does
@@ -32,7 +32,7 @@ def samples_of(
     kv_dtype: str,
     progress: Callable[[int], None],
 ) -> Iterator[Generation]:
-    """Sample as `sh2.generation.generate_each` does, on all copies of the model."""
+    """Sample as `sh2.generation.generate.generate_each` does, on all copies of the model."""
     total = len(prompts) * options.samples
     count = max(options.max_rows, min(_BATCHES * options.max_rows, _TOKENS // options.length))
     count = max(1, min(count, -(-total // len(replicas.devices))))

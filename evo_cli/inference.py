@@ -10,8 +10,8 @@ from sh2.errors import Sh2Error
 
 if TYPE_CHECKING:
     from sh2.config import ModelConfig
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 
 class Precision(StrEnum):
@@ -100,7 +100,7 @@ def open_replicas(name: str, device: str, precision: Precision, backend: Backend
     """
     from functools import partial
 
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
     devices = resolve_devices(device)
     if len(devices) > 1:
@@ -112,7 +112,7 @@ def _load(where: str, name: str, precision: Precision, backend: BackendName) -> 
     import torch
 
     import sh2
-    from sh2.accounting import count_parameters
+    from sh2.planning.accounting import count_parameters
 
     own = torch.float32 if where.startswith("cpu") else None
     packed = precision is Precision.FP8_WEIGHTS
@@ -215,7 +215,7 @@ def resolve_devices(text: str) -> list[str]:
     """
     import torch
 
-    from sh2.placement import parse_devices
+    from sh2.devices.placement import parse_devices
 
     if text == "all":
         if not torch.cuda.is_available():

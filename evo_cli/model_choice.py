@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo_cli.inference import Precision
-from sh2.accounting import Numbers, count_parameters
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
+from sh2.planning.accounting import Numbers, count_parameters
 from sh2.presets import PRESETS, PUBLISHED, preset
 
 if TYPE_CHECKING:

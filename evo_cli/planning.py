@@ -1,4 +1,4 @@
-"""What `evo plan` asks and answers: devices, numbers and words around `sh2.planning`."""
+"""What `evo plan` asks and answers: devices, numbers and words around `sh2.planning.plan`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -8,11 +8,11 @@ import typer
 from evo_cli.inference import BackendName, Precision, memory_bytes, resolve_device, say
 from evo_cli.model_choice import model_config, numbers_of
 from evo_cli.progress import duration
-from sh2.accounting import Numbers, count_parameters
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
-from sh2.planning import Duration, Plan, Task, fits, longest, predict_memory, predict_seconds, total_flops
-from sh2.speeds import KNOWN_DEVICES, KnownDevice, Speeds, Trial, speeds_of
+from sh2.planning.accounting import Numbers, count_parameters
+from sh2.planning.plan import Duration, Plan, Task, fits, longest, predict_memory, predict_seconds, total_flops
+from sh2.planning.speeds import KNOWN_DEVICES, KnownDevice, Speeds, Trial, speeds_of
 
 _GIB = 2**30
 

@@ -1,6 +1,6 @@
 """How `evo selftest` writes a check."""
 
-from sh2.selftest import Check
+from sh2.reading.selftest import Check
 
 LEAST_PROMPT = 2  # bases: of the first nothing is predicted
 

@@ -8,11 +8,11 @@ import torch
 from evo_cli.inference import memory_bytes, resolve_devices, say
 from evo_cli.model_choice import model_config
 from evo_cli.planning import Line, Request, described, gib, numbers_for, speeds_for, time_lines
+from sh2.devices.placement import parse_devices
 from sh2.errors import Sh2Error
-from sh2.placement import parse_devices
-from sh2.planning import Plan, Task, longest, predict_seconds, total_flops
-from sh2.speeds import KNOWN_DEVICES, KnownDevice
-from sh2.split_planning import Share, Split, split
+from sh2.planning.plan import Plan, Task, longest, predict_seconds, total_flops
+from sh2.planning.speeds import KNOWN_DEVICES, KnownDevice
+from sh2.planning.split import Share, Split, split
 
 
 def predict_split(request: Request) -> tuple[list[Line], str | None]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sh2.checkpoint import load, save_model
     from sh2.config import ModelConfig
-    from sh2.embedding import embed
+    from sh2.devices.replicas import Replicas
     from sh2.errors import Sh2Error
-    from sh2.generation import GenerationOptions, generate
-    from sh2.guidance import beam_search, best_of
+    from sh2.generation.generate import GenerationOptions, generate
+    from sh2.generation.guidance import beam_search, best_of
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
-    from sh2.scoring import score
+    from sh2.reading.embedding import embed
+    from sh2.reading.scoring import score
 
 __all__ = [
     "GenerationOptions",
@@ -33,18 +33,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GenerationOptions": "sh2.generation",
+    "GenerationOptions": "sh2.generation.generate",
     "ModelConfig": "sh2.config",
-    "Replicas": "sh2.replicas",
+    "Replicas": "sh2.devices.replicas",
     "Sh2Error": "sh2.errors",
     "StripedHyena2": "sh2.model",
-    "beam_search": "sh2.guidance",
-    "best_of": "sh2.guidance",
-    "embed": "sh2.embedding",
-    "generate": "sh2.generation",
+    "beam_search": "sh2.generation.guidance",
+    "best_of": "sh2.generation.guidance",
+    "embed": "sh2.reading.embedding",
+    "generate": "sh2.generation.generate",
     "load": "sh2.checkpoint",
     "save_model": "sh2.checkpoint",
-    "score": "sh2.scoring",
+    "score": "sh2.reading.scoring",
 }
 
 

@@ -13,9 +13,9 @@ from itertools import cycle, islice
 from math import lcm
 from types import MappingProxyType
 
-from sh2.accounting import count_parameters
 from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
+from sh2.planning.accounting import count_parameters
 
 _MLP_STEP = 8  # what matrix products take in bf16
 _HEAD_STEPS = (8, 2)  # channels by which a head may grow: what attention is fast at, and what rotation needs

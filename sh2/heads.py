@@ -1,6 +1,6 @@
 """Heads: a class or a number read from a sequence's embedding, by one linear layer that is fitted exactly.
 
-The embedding is what `sh2.embedding` gives for one layer and pooling; its channels are brought to mean 0 and variance 1
+The embedding is what `sh2.embed` gives for one layer and pooling; its channels are brought to mean 0 and variance 1
 first. What is fitted is convex (logistic or ridge regression), so neither a learning rate nor a seed decides anything.
 Knows nothing of DNA.
 """

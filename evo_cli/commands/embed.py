@@ -16,7 +16,7 @@ from evo_cli.inference import (
     Precision,
     PrecisionOption,
 )
-from sh2.sites import Pooling, Tap
+from sh2.reading.sites import Pooling, Tap
 
 
 class Strand(StrEnum):

@@ -162,8 +162,8 @@ def recall(
     from evo_cli.inference import load_model, precision_mark
     from evo_cli.outputs.stream import check_outputs
     from evo_cli.progress import counter
-    from sh2.recall import Needle
-    from sh2.recall import recall as measure
+    from sh2.reading.recall import Needle
+    from sh2.reading.recall import recall as measure
 
     try:
         chosen = [int(text) for text in lengths.split(",")]

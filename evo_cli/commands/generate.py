@@ -9,7 +9,7 @@ import typer
 from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
-    from sh2.generation import GenerationOptions
+    from sh2.generation.generate import GenerationOptions
 
 
 class Alphabet(StrEnum):
@@ -105,7 +105,7 @@ def generate(
     from evo_cli.inference import mark_of, open_replicas
     from evo_cli.outputs.stream import check_outputs, open_output
     from evo_cli.progress import counter
-    from sh2.generation import GenerationOptions
+    from sh2.generation.generate import GenerationOptions
 
     check_outputs([output], [prompts])
     if prompts is None:

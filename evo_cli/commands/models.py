@@ -29,7 +29,7 @@ def models(
       evo train genome.fa --preset nano --steps 1000 -o run/
     """
     from sh2.ablations import ABLATIONS, ablate
-    from sh2.accounting import count_parameters, kv_cache_bytes, training_bytes, weight_bytes
+    from sh2.planning.accounting import count_parameters, kv_cache_bytes, training_bytes, weight_bytes
     from sh2.presets import HUB, PRESETS, preset
 
     listed = PRESETS if ablations is None else {name: ablate(preset(ablations), name) for name in ABLATIONS}

@@ -48,7 +48,7 @@ def selftest(
     from evo_cli.inference import load_model, say
     from evo_cli.selftest_table import LEAST_PROMPT, cells
     from sh2.errors import Sh2Error
-    from sh2.selftest import selftest as run
+    from sh2.reading.selftest import selftest as run
 
     records = list(read_records(prompts)) if prompts else []
     for record in records:

@@ -17,12 +17,12 @@ from data.pieces import Record
 from data.sequence import reverse_complement, to_upper_dna
 from evo_cli.embedding.parts import Entry, Place, writing_block
 from sh2.errors import Sh2Error
-from sh2.sites import Pooling
+from sh2.reading.sites import Pooling
 
 if TYPE_CHECKING:
     from data.bed import BedInterval
-    from sh2.embedding import Part, Row
     from sh2.model import StripedHyena2
+    from sh2.reading.embedding import Part, Row
 
 _BLOCK_BASES = 1 << 19
 _BLOCK_RECORDS = 1 << 16
@@ -32,7 +32,7 @@ _BLOCK_RECORDS = 1 << 16
 class EmbedOptions:
     """How records are embedded.
 
-    sites: names and modules, of `sh2.sites.find_sites`. concat: put the strands side by side instead of averaging.
+    sites: names and modules, of `sh2.reading.sites.find_sites`. concat: put the strands side by side, not averaged.
     """
 
     sites: Mapping[str, str]
@@ -64,7 +64,7 @@ class Target:
 
     def row(self, pooling: Pooling, *, reverse: bool) -> "Row":
         """What the model is to read of one strand, and where: positions count from that strand's 5' end."""
-        from sh2.embedding import Row, pooled_spans
+        from sh2.reading.embedding import Row, pooled_spans
 
         length = len(self.text)
         bounds = [(0, length)] if self.places is None else [(place.start, place.end) for place in self.places]
@@ -168,7 +168,7 @@ def embed_block(
         Sh2Error: a value is beyond what the dtype can hold.
         OSError: the disk has no room for it.
     """
-    from sh2.embedding import embed_rows
+    from sh2.reading.embedding import embed_rows
 
     strands = (False, True) if options.both_strands else (False,)
     entries = [target.entry(options.pooling) for target in block.targets]

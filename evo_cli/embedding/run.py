@@ -22,11 +22,11 @@ from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.run_folder import RunFolder
 from evo_cli.outputs.stream import check_outputs
 from evo_cli.progress import counter
-from sh2.sites import Pooling, Tap, find_sites, sites
+from sh2.reading.sites import Pooling, Tap, find_sites, sites
 
 if TYPE_CHECKING:
     from sh2.config import ModelConfig
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 _SHOWN = 5
 

@@ -117,8 +117,8 @@ def measure(
 def _log_probs(
     model: "StripedHyena2", text: Bases, reading: Reading, progress: Callable[[int], None]
 ) -> NDArray[np.float32]:
-    from sh2.dynamic import dynamic_log_probs
-    from sh2.perplexity import sliding_log_probs
+    from sh2.reading.dynamic import dynamic_log_probs
+    from sh2.reading.perplexity import sliding_log_probs
 
     if not reading.lr:
         return sliding_log_probs(model, text, context=reading.context, stride=reading.stride, progress=progress)

@@ -9,7 +9,7 @@ import numpy as np
 from data.atomic import replacing
 
 if TYPE_CHECKING:
-    from sh2.recall import Recall
+    from sh2.reading.recall import Recall
 
 
 def plot_recall(results: "Sequence[Recall]", picture: Path, *, title: str) -> None:

@@ -24,7 +24,7 @@ from sh2.errors import Sh2Error
 from sh2.heads import Head, load_head
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ from sh2.config import Lora
 from sh2.errors import Sh2Error
 from sh2.heads import Head, Targets, Task, fit_head, save_head, task_of
 from sh2.lora import add_adapters
-from sh2.sites import find_sites
+from sh2.reading.sites import find_sites
 from sh2.tokens import as_rows
 from sh2.train.config import Precision as TrainPrecision
 from sh2.train.config import TrainConfig
@@ -42,7 +42,7 @@ from sh2.train.folder import RunFolder
 from sh2.train.records import write_atomically, write_json
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 HEAD = "head.safetensors"
 

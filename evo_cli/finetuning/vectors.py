@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 Item = TypeVar("Item")
 
@@ -61,7 +61,7 @@ def blocks(items: Iterable[Item], size: Callable[[Item], int], enough: int) -> I
 def _embed(
     vectors: Vectors, model: "StripedHyena2", texts: list[bytes], progress: Callable[[int], None]
 ) -> NDArray[np.float32]:
-    from sh2.embedding import embed
+    from sh2.reading.embedding import embed
 
     found = embed(
         model, texts, [vectors.layer], pooling=vectors.pooling, max_tokens=vectors.max_tokens, progress=progress

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 HASHED_BYTES = 1 << 30
 """A larger input is told by its size and the time of its last change: reading it again would take minutes."""

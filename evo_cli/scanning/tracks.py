@@ -19,11 +19,11 @@ from data.tracks import ReadTrack
 from evo_cli.scanning.pieces import Piece
 
 if TYPE_CHECKING:
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
 
 ROWS = ("logprob", "entropy", "A", "C", "G", "T")
-"""Tracks, in the order of `sh2.scan.Signal`."""
+"""Tracks, in the order of `sh2.reading.scan.Signal`."""
 TRACKS = {"logprob": ROWS[:1], "entropy": ROWS[1:2], "acgt": ROWS[2:]}
 """What can be asked for, and the tracks that it gives."""
 # where on the other strand each row comes from: the probability of A here is that of T there
@@ -186,7 +186,7 @@ class Scan:
 
 def run_job(model: "StripedHyena2", job: ScanJob, progress: Callable[[int], None]) -> None:
     """Scan one contig on one strand, and write the piece."""
-    from sh2.scan import scan
+    from sh2.reading.scan import scan
 
     forward, options = job.strand is Strand.FORWARD, job.options
     blocks = scan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from evo_cli.outputs.shards import Shard
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 Item = TypeVar("Item")
 

@@ -24,7 +24,7 @@ from evo_cli.scoring.request import ScoreRequest
 from evo_cli.scoring.sequences import BASE_COLUMNS, COLUMNS, RecordScore, SequenceOptions, score_records
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 _UNIT = 1  # records that belong together in a part of the work
 

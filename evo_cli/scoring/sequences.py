@@ -11,9 +11,9 @@ from data.pieces import Record
 from data.sequence import to_upper_dna
 
 if TYPE_CHECKING:
+    from sh2.devices.replicas import Replicas
     from sh2.model import StripedHyena2
-    from sh2.replicas import Replicas
-    from sh2.scoring import Score
+    from sh2.reading.scoring import Score
 
 COLUMNS = ("record", "length", "log_likelihood", "mean_log_likelihood", "bits_per_base", "perplexity")
 BASE_COLUMNS = ("record", "position", "base", "log_prob")
@@ -101,8 +101,8 @@ def score_texts(
     options: SequenceOptions, model: "StripedHyena2", texts: list[bytes], progress: Callable[[int], None]
 ) -> "list[Score | None]":
     """The score of every text, None for an empty one; those longer than the context in sliding windows."""
-    from sh2.perplexity import score_sliding
-    from sh2.scoring import score
+    from sh2.reading.perplexity import score_sliding
+    from sh2.reading.scoring import score
 
     longest = options.context or max(map(len, texts), default=0)
     whole = [place for place, text in enumerate(texts) if 0 < len(text) <= longest]

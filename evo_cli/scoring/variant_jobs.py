@@ -19,7 +19,7 @@ from data.vcf import Allele
 from evo_cli.scoring.variants import Block, VariantOptions, VariantScore, blocks, score_block
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 BACKGROUND_COLUMNS = ("background", "percentile", "z")
 

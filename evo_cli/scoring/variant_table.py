@@ -28,7 +28,7 @@ from evo_cli.scoring.variant_jobs import BACKGROUND_COLUMNS, Compared, score_com
 from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore
 
 if TYPE_CHECKING:
-    from sh2.replicas import Replicas
+    from sh2.devices.replicas import Replicas
 
 
 class RefMismatch(StrEnum):

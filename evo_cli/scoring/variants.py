@@ -12,8 +12,8 @@ from data.variants import VariantStatus, VariantWindow, WindowRule, variant_wind
 from data.vcf import Allele
 
 if TYPE_CHECKING:
-    from sh2.branches import Branch, BranchScore
     from sh2.model import StripedHyena2
+    from sh2.reading.branches import Branch, BranchScore
 
 _WINDOWS = 64  # that are held and scored together: enough to fill batches
 # alleles of shared windows that are: the more, the fewer bases each of them reads, so that calls are large
@@ -118,7 +118,7 @@ def score_block(
     options: VariantOptions, model: "StripedHyena2", block: Block, progress: Callable[[int], None]
 ) -> list[VariantScore]:
     """Score alleles whose windows are there."""
-    from sh2.branches import Family, score_families
+    from sh2.reading.branches import Family, score_families
 
     # alternatives of one reference are a family; one that is listed twice is scored once
     families: dict[bytes, dict[tuple[bytes, int, int], Branch]] = {}
@@ -177,7 +177,7 @@ def _branch(ref: bytes, alt: bytes, before: int, longest: int, suffix: int | Non
         before: bases before the allele; haplotypes that differ earlier begin at different bases of the contig.
         longest: bases of the allele, in the haplotype in which it is longer.
     """
-    from sh2.branches import Branch
+    from sh2.reading.branches import Branch
 
     shorter = min(len(ref), len(alt))
     r, a = (np.frombuffer(text, dtype=np.uint8) for text in (ref, alt))

@@ -6,9 +6,9 @@ from evo_cli.inference import BackendName, memory_bytes, say
 from evo_cli.planning import Line, answer, described
 from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from evo_cli.training.run import resolved
-from sh2.accounting import Numbers
-from sh2.planning import Plan, Task
-from sh2.speeds import KNOWN_DEVICES
+from sh2.planning.accounting import Numbers
+from sh2.planning.plan import Plan, Task
+from sh2.planning.speeds import KNOWN_DEVICES
 from sh2.train.config import Precision
 
 

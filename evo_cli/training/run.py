@@ -19,10 +19,10 @@ from evo_cli.training.description import describe
 from evo_cli.training.model import begin, build
 from evo_cli.training.processes import Meeting, one_voice
 from evo_cli.training.watch import BarObserver, Observers, StopSignals
-from sh2.accounting import count_parameters, training_bytes, weight_bytes
 from sh2.checkpoint.adapters import save_adapters
 from sh2.errors import Sh2Error
 from sh2.parallel.processes import Processes, find_place
+from sh2.planning.accounting import count_parameters, training_bytes, weight_bytes
 from sh2.train.config import Precision, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer

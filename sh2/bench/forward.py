@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sh2.accounting import forward_flops
 from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.timing import Ceilings, Stopwatch, Timing, measure_ceilings
 from sh2.model import StripedHyena2
-from sh2.scoring import token_log_probs
+from sh2.planning.accounting import forward_flops
+from sh2.reading.scoring import token_log_probs
 
 _CHECKED = 2051  # tokens, odd
 # relative L2 errors of logits between the two backends: a model of 32 layers in bf16 is 0.06 from its own float32 run

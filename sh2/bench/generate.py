@@ -5,7 +5,13 @@ from time import perf_counter
 
 import torch
 
-from sh2.accounting import (
+from sh2.bench.attempt import Refusal, attempt
+from sh2.bench.forward import random_ids
+from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
+from sh2.config import ModelConfig
+from sh2.generation.generate import GenerationOptions, generate_each
+from sh2.model import StripedHyena2
+from sh2.planning.accounting import (
     Numbers,
     kv_cache_bytes,
     loaded_bytes,
@@ -13,12 +19,6 @@ from sh2.accounting import (
     state_bytes,
     weight_bytes,
 )
-from sh2.bench.attempt import Refusal, attempt
-from sh2.bench.forward import random_ids
-from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
-from sh2.config import ModelConfig
-from sh2.generation import GenerationOptions, generate_each
-from sh2.model import StripedHyena2
 
 _WARM = 4  # steps that are not counted: kernels are compiled and the step is recorded in them
 
@@ -49,7 +49,7 @@ class GenerateRow:
 
 
 class GenerateBench:
-    """Times a model on one device: samples of one random prompt, as `sh2.generation` writes them."""
+    """Times a model on one device: samples of one random prompt, as `sh2.generation.generate` writes them."""
 
     def __init__(self, model: StripedHyena2, numbers: Numbers, *, tokens: int) -> None:
         """Measure the device's ceilings.

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from sh2.accounting import forward_flops
 from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.forward import random_ids
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings, Stopwatch, Timing, measure_ceilings
 from sh2.config import FeedForward, MixerKind, ModelConfig
+from sh2.planning.accounting import forward_flops
 from sh2.train.compilation import compile_blocks, many_graphs
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.fp8 import use_fp8_linears

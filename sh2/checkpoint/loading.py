@@ -12,6 +12,8 @@ from sh2.checkpoint.folder import write_model_folder
 from sh2.checkpoint.source import Model, open_model
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
 from sh2.config import MixerKind, ModelConfig
+from sh2.devices.placement import Placement, follow, free_bytes, parse_devices, place
+from sh2.devices.streaming import stream
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection, PackedInputProjection, Precision, fp8_lacks, pack_layers
 from sh2.lora import plain_state
@@ -19,8 +21,6 @@ from sh2.mixers import Attention
 from sh2.mixers.attention import rotary_frequencies
 from sh2.model import StripedHyena2
 from sh2.packed import PackedLinear, is_packed
-from sh2.placement import Placement, follow, free_bytes, parse_devices, place
-from sh2.streaming import stream
 
 
 def load(

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from sh2.errors import Sh2Error
 from sh2.heads import Head, Targets, loss_of
 from sh2.model import StripedHyena2
+from sh2.reading.sites import NORM, Pooling
 from sh2.rerun import run_blocks
-from sh2.sites import NORM, Pooling
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.optimizer import build_optimizer
 from sh2.train.schedule import learning_rate

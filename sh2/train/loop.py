@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sh2.accounting import forward_flops
 from sh2.checkpoint.folder import evo_version
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import forward_flops
 from sh2.train.checkpoints import Best, Checkpoints, Progress, remove_leftovers
 from sh2.train.clock import Clock
 from sh2.train.compilation import compile_blocks, many_graphs

@@ -18,9 +18,9 @@ from sh2.checkpoint import Model
 from sh2.checkpoint.loading import build
 from sh2.checkpoint.tensors import LazyTensor, stays_float32
 from sh2.config import ModelConfig
+from sh2.devices.placement import parse_devices
 from sh2.fp8 import precision_of
 from sh2.model import StripedHyena2
-from sh2.placement import parse_devices
 from sh2.presets import preset
 
 

@@ -23,9 +23,9 @@ from data.vcf import Allele
 from evo_cli.scoring.variant_jobs import score_groups
 from evo_cli.scoring.variants import VariantOptions
 from sh2.bench.models import random_model
+from sh2.devices.replicas import Replicas
 from sh2.model import StripedHyena2
 from sh2.presets import preset
-from sh2.replicas import Replicas
 
 GENOME = Path(__file__).parents[1] / "assets" / "genomes" / "ecoli_536_NC_008253.fna.gz"
 CASES = ("isolated", "alternatives", "dense")

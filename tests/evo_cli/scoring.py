@@ -13,7 +13,7 @@ from evo_cli.scoring.sequence_table import SequenceRequest, score_sequences
 from evo_cli.scoring.sequences import SequenceOptions
 from evo_cli.scoring.variant_table import VariantRequest, score_variants
 from evo_cli.scoring.variants import VariantOptions
-from sh2.replicas import Replicas
+from sh2.devices.replicas import Replicas
 from tests.sh2.models import tiny
 
 MODEL = Replicas(lambda _: tiny(), ["cpu"])

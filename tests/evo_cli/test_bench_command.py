@@ -10,12 +10,12 @@ from typer.testing import CliRunner, Result
 
 import kernels
 from evo_cli.main import app
-from sh2.accounting import Numbers, forward_flops
 from sh2.bench import run, timing
 from sh2.bench.forward import ForwardBench
 from sh2.bench.generate import step_bytes
 from sh2.bench.timing import Ceilings
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import Numbers, forward_flops
 from sh2.presets import preset
 from tests.evo_cli.cli import rows
 

@@ -11,12 +11,12 @@ from typer.testing import CliRunner, Result
 from data.prepare import PrepareOptions, prepare
 from evo_cli import bench_tables
 from evo_cli.main import app
-from sh2.accounting import forward_flops
 from sh2.bench import timing
 from sh2.bench import train as bench_train
 from sh2.bench.timing import Ceilings
 from sh2.bench.train import products_of
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import forward_flops
 from sh2.presets import preset
 from tests.evo_cli.cli import rows
 from tests.sh2.models import CONFIGS

@@ -9,7 +9,7 @@ import pytest
 import sh2
 from data.markov import markov_bits_per_base
 from data.store import TokenStore
-from sh2.perplexity import sliding_log_probs
+from sh2.reading.perplexity import sliding_log_probs
 from tests.evo_cli.cli import evo, rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sh2
-from sh2.recall import Needle, recall
+from sh2.reading.recall import Needle, recall
 from tests.evo_cli.cli import evo, rows
 
 

@@ -13,8 +13,8 @@ import sh2
 from evo_cli.finetuning.metrics import measure
 from evo_cli.main import app
 from sh2.checkpoint import save_model
-from sh2.embedding import embed
 from sh2.heads import load_head
+from sh2.reading.embedding import embed
 from tests.evo_cli.cli import evo as evo_process
 from tests.evo_cli.cli import rows
 from tests.sh2.models import tiny

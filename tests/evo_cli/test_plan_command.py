@@ -10,7 +10,7 @@ import evo_cli.planning
 from evo_cli.main import app
 from sh2.checkpoint import save_model
 from sh2.model import StripedHyena2
-from sh2.speeds import KNOWN_DEVICES, Speeds, speeds_of
+from sh2.planning.speeds import KNOWN_DEVICES, Speeds, speeds_of
 from tests.evo_cli.cli import rows
 from tests.sh2.models import TINY
 

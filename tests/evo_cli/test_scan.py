@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import sh2
 from data.intervals import Interval
 from evo_cli.scanning.plot import Picture, binned, plot_region
-from sh2.perplexity import sliding_log_probs
+from sh2.reading.perplexity import sliding_log_probs
 from tests.evo_cli.cli import evo
 
 GENERATOR = np.random.default_rng(5)

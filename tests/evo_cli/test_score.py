@@ -6,7 +6,7 @@ import pytest
 
 import sh2
 from data.sequence import reverse_complement
-from sh2.perplexity import sliding_log_probs
+from sh2.reading.perplexity import sliding_log_probs
 from tests.evo_cli.cli import evo, rows
 
 GENOME = ("ACGTTGCATTAGCCGATACCGGATTTACAGGCATAGC" * 9)[:300]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import sh2.selftest
+import sh2.reading.selftest
 from data.known import PHIX174
 from data.reader import read_records
 from evo_cli.main import app
@@ -34,7 +34,7 @@ def test_a_model_of_random_weights_fails_by_its_likelihood_alone(model_folder: P
 
 
 def test_all_checks_passed_is_exit_0(model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sh2.selftest, "_MOST_BITS", 20.0)
+    monkeypatch.setattr(sh2.reading.selftest, "_MOST_BITS", 20.0)
     prompts = tmp_path / "prompts.fa"
     prompts.write_text(">a\nacgtacgtacgt\n>b\nGGCC\n")
     result = selftest("-m", model_folder, "--prompts", prompts)

@@ -14,7 +14,7 @@ from data.variants import IndelMode, WindowRule, variant_window
 from data.vcf import Allele
 from evo_cli.scoring.variant_jobs import score_groups
 from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore, blocks
-from sh2.replicas import Replicas
+from sh2.devices.replicas import Replicas
 from tests.data.haplotypes import haplotypes
 from tests.sh2.models import tiny
 

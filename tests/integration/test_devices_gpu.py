@@ -11,11 +11,11 @@ from torch import Tensor
 import sh2
 from sh2.checkpoint import loading, save_model
 from sh2.config import ModelConfig
+from sh2.devices.placement import HOST
+from sh2.devices.replicas import Replicas
+from sh2.devices.streaming import Ring
 from sh2.model import StripedHyena2
-from sh2.placement import HOST
 from sh2.presets import preset
-from sh2.replicas import Replicas
-from sh2.streaming import Ring
 from tests.sh2 import jobs
 from tests.sh2.models import TINY
 

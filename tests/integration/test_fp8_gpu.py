@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import sh2
-from sh2.accounting import Numbers, loaded_bytes
 from sh2.bench.models import random_model
 from sh2.fp8 import Precision, Quantised, _emulate, _multiply, fp8_linear, precision_of, quantise, scale_of
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import Numbers, loaded_bytes
 from sh2.presets import preset
 from tests.kernels.definitions import relative_error
 from tests.sh2.models import TINY

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from data.prepare import PrepareOptions
 from evo_cli.main import app
-from sh2.accounting import forward_flops
 from sh2.config import Activation, ModelConfig
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import forward_flops
 from sh2.presets import PRESETS, TRAINABLE, preset
 from sh2.train.config import TrainConfig
 from tests.sh2.models import CONFIGS, TINY

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import score
+from sh2.reading.scoring import score
 from tests.sh2.models import tiny
 
 Progress = Callable[[int], None]

@@ -9,7 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sh2.accounting import (
+from sh2.bench.models import random_model
+from sh2.config import FeedForward, ModelConfig
+from sh2.fp8 import InputProjection, precision_of
+from sh2.model import StripedHyena2
+from sh2.planning.accounting import (
     Numbers,
     activation_bytes,
     block_bytes,
@@ -21,10 +25,6 @@ from sh2.accounting import (
     state_bytes,
     weight_bytes,
 )
-from sh2.bench.models import random_model
-from sh2.config import FeedForward, ModelConfig
-from sh2.fp8 import InputProjection, precision_of
-from sh2.model import StripedHyena2
 from sh2.presets import PRESETS, preset
 from tests.sh2.memory import counting
 from tests.sh2.models import CONFIGS

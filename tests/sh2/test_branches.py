@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import sh2
-from sh2.accounting import state_bytes
-from sh2.branches import Branch, Family, _batches, _Budget, _Plan, _Reader, score_families
 from sh2.errors import Sh2Error
 from sh2.mixers import AttentionState
+from sh2.planning.accounting import state_bytes
 from sh2.presets import preset
+from sh2.reading.branches import Branch, Family, _batches, _Budget, _Plan, _Reader, score_families
 from sh2.state import repeat, select
 from tests.sh2.models import CONFIGS, tiny
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import sh2
-from sh2.chunks import affordable, bytes_a_token, chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
+from sh2.reading.chunks import affordable, bytes_a_token, chunks
 from sh2.state import ModelState
 from tests.sh2.models import CONFIGS
 
@@ -111,7 +111,7 @@ def test_the_fullest_of_several_gpus_decides(model: StripedHyena2, monkeypatch: 
     free = {0: 64 << 30, 1: 1 << 30}
     parameters = [SimpleNamespace(is_cuda=True, device=torch.device("cuda", number)) for number in (0, 1, 0)]
     monkeypatch.setattr(model, "parameters", lambda: parameters)
-    monkeypatch.setattr("sh2.chunks.free_bytes", lambda device: free[device.index])
-    monkeypatch.setattr("sh2.chunks.bytes_a_token", lambda _: 3000)
+    monkeypatch.setattr("sh2.reading.chunks.free_bytes", lambda device: free[device.index])
+    monkeypatch.setattr("sh2.reading.chunks.bytes_a_token", lambda _: 3000)
     # half of 1 GiB holds 89,478 tokens of two rows
     assert affordable(model, 2) == 65_536

@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 
-from sh2.accounting import count_parameters, kv_cache_bytes
 from sh2.config import (
     DEFAULT_WINDOW,
     PUBLISHED_WINDOW,
@@ -19,6 +18,7 @@ from sh2.config import (
 from sh2.errors import Sh2Error
 from sh2.mixers.hyena import decay_window
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import count_parameters, kv_cache_bytes
 from sh2.presets import PRESETS, PUBLISHED, TRAINABLE, TRANSFORMERS, preset
 from tests.sh2.models import CONFIGS, TINY
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sh2
-from sh2.constraints import Constraints, History
 from sh2.errors import Sh2Error
-from sh2.generation import Generation
-from sh2.sampling import Sampling, choose
+from sh2.generation.constraints import Constraints, History
+from sh2.generation.generate import Generation
+from sh2.generation.sampling import Sampling, choose
 from tests.sh2.models import tiny
 
 MOTIFS = st.lists(st.text("ACGTacgt", min_size=1, max_size=5), max_size=4)

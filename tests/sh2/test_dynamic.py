@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sh2.dynamic import dynamic_log_probs, windows
 from sh2.errors import Sh2Error
-from sh2.perplexity import sliding_log_probs
+from sh2.reading.dynamic import dynamic_log_probs, windows
+from sh2.reading.perplexity import sliding_log_probs
 from tests.sh2.models import tiny
 
 IDS = np.random.default_rng(0).choice(list(b"ACGT"), size=300)

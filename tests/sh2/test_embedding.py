@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import sh2.embedding
-from sh2.embedding import Row, embed, embed_rows
+import sh2.reading.embedding
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.sites import Pooling, Tap, find_sites, sites
+from sh2.reading.embedding import Row, embed, embed_rows
+from sh2.reading.sites import Pooling, Tap, find_sites, sites
 from tests.sh2.models import CONFIGS, TINY, tiny
 
 TEXT = "ACGTTGCATTAGCCGATACCGGATTTACAGGCATAGC" * 4  # 148 bases
@@ -76,11 +76,11 @@ def test_spans_of_any_kind_are_pooled_each_by_itself(
         for text, spans in zip(texts, (bounds, other), strict=True)
     ]
     names = find_sites(model.config, ["2", "blocks.1.mixer"])
-    before, sh2.embedding._MASK_ENTRIES = sh2.embedding._MASK_ENTRIES, entries
+    before, sh2.reading.embedding._MASK_ENTRIES = sh2.reading.embedding._MASK_ENTRIES, entries
     try:
         parts = list(embed_rows(model, rows, names, pooling, chunk=chunk))
     finally:
-        sh2.embedding._MASK_ENTRIES = before
+        sh2.reading.embedding._MASK_ENTRIES = before
     assert sorted((part.row, part.first) for part in parts) == [
         (row, number) for row, spans in enumerate((bounds, other)) for number in range(len(spans))
     ]
@@ -137,7 +137,7 @@ def test_the_model_is_left_as_it_was_whatever_happens(monkeypatch: pytest.Monkey
     )
     next(parts)
     parts.close()  # type: ignore[attr-defined]
-    monkeypatch.setattr(sh2.embedding, "_reduce", lambda *_: 1 / 0)
+    monkeypatch.setattr(sh2.reading.embedding, "_reduce", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         embed(model, ["GATTACA"], ["all"])
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""A model trained with a head: the same embedding as `sh2.embedding`, better validation, and nothing else changed."""
+"""A model trained with a head: the same embedding as `sh2.embed`'s, better validation, and nothing else changed."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sh2.embedding import embed
 from sh2.errors import Sh2Error
 from sh2.heads import Targets, Task, fit_head
 from sh2.lora import Lora, add_adapters
+from sh2.reading.embedding import embed
 from sh2.train.config import TrainConfig
 from sh2.train.finetune import POOLINGS, Labelled, _Headed, finetune, pooled
 from tests.sh2.models import tiny

@@ -8,8 +8,8 @@ import torch
 
 import sh2
 from sh2.errors import Sh2Error
-from sh2.generation import GenerationOptions, generate_each
-from sh2.sampling import Sampling, choose
+from sh2.generation.generate import GenerationOptions, generate_each
+from sh2.generation.sampling import Sampling, choose
 from tests.sh2.models import CONFIGS, tiny
 
 PROMPTS = ["A", "ACGTACGTACGT", "GATTACA" * 20, "CC", "T"]

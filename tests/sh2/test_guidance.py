@@ -10,8 +10,8 @@ import torch
 
 import sh2
 from sh2.errors import Sh2Error
-from sh2.generation import Generation, GenerationOptions
-from sh2.guidance import Score
+from sh2.generation.generate import Generation, GenerationOptions
+from sh2.generation.guidance import Score
 from tests.sh2.models import CONFIGS, tiny
 
 OPTIONS = GenerationOptions(length=12, alphabet="ACGT", stop_at_eod=False, temperature=2.0, seed=5)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 import sh2
 from sh2 import state as states
-from sh2.accounting import kv_cache_bytes, weight_bytes
 from sh2.checkpoint import save_model
-from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.mixers import Attention, AttentionState
 from sh2.mixers.cache import Entries, capacity, reserved
 from sh2.model import StripedHyena2
+from sh2.planning.accounting import kv_cache_bytes, weight_bytes
 from sh2.presets import preset
+from sh2.reading.chunks import chunks
 from sh2.state import ModelState, expect
 from tests.kernels.definitions import relative_error
 from tests.sh2.models import CONFIGS, TINY, tiny

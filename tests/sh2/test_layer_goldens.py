@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sh2.config import Activation
+from sh2.generation.sampling import Sampling, keep_likeliest
 from sh2.layers import GatedMLP, RMSNorm
 from sh2.mixers.attention import rotate
-from sh2.sampling import Sampling, keep_likeliest
 from tests.kernels.definitions import relative_error
 
 FOLDER = Path(__file__).parents[1] / "assets" / "goldens" / "ops"

@@ -10,11 +10,11 @@ from torch import Tensor
 import sh2
 from sh2.checkpoint.loading import build, save_model
 from sh2.checkpoint.source import open_model
+from sh2.devices.streaming import stream
 from sh2.errors import Sh2Error
 from sh2.fp8 import PackedInputProjection, pack_layers, precision_of, products_of
 from sh2.model import StripedHyena2
 from sh2.packed import PackedLinear, is_packed
-from sh2.streaming import stream
 from tests.sh2.models import CONFIGS, TINY
 
 FP8_TINY = replace(TINY, width=64, fp8_input_projections=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sh2.errors import Sh2Error
-from sh2.perplexity import sliding_log_probs
-from sh2.scoring import token_log_probs
+from sh2.reading.perplexity import sliding_log_probs
+from sh2.reading.scoring import token_log_probs
 from tests.sh2.models import tiny
 
 IDS = np.random.default_rng(0).choice(list(b"ACGT"), size=200)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import sh2
 from sh2.checkpoint import loading, save_model
 from sh2.config import ModelConfig
+from sh2.devices.placement import HOST, Placement, choose_streamed, follow, parse_devices, partition, place
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.placement import HOST, Placement, choose_streamed, follow, parse_devices, partition, place
 from sh2.presets import preset
 from tests.sh2.models import TINY, tiny
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from sh2.accounting import Numbers, kv_cache_bytes, state_bytes, weight_bytes
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings
-from sh2.chunks import chunks
 from sh2.config import MixerKind, ModelConfig
-from sh2.generation import GenerationOptions, generate_each
-from sh2.planning import Plan, Task, fits, longest, predict_memory, predict_seconds
+from sh2.generation.generate import GenerationOptions, generate_each
+from sh2.planning.accounting import Numbers, kv_cache_bytes, state_bytes, weight_bytes
+from sh2.planning.plan import Plan, Task, fits, longest, predict_memory, predict_seconds
+from sh2.planning.speeds import KNOWN_DEVICES, Line, Speeds, Trial, speeds_of
 from sh2.presets import preset
-from sh2.scoring import log_probs_of, score
-from sh2.speeds import KNOWN_DEVICES, Line, Speeds, Trial, speeds_of
+from sh2.reading.chunks import chunks
+from sh2.reading.scoring import log_probs_of, score
 from tests.sh2.memory import LiveBytes, counting
 
 SEVEN = replace(preset("evo2_7b_base"), layout="SML*SML*")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.recall import Needle, recall
+from sh2.reading.recall import Needle, recall
 from tests.sh2.models import tiny
 
 ASKED = Needle(length=24, cue=8, trials=3, seed=5)
@@ -82,7 +82,7 @@ def test_numbers_do_not_depend_on_chunks_or_batches(chunk: int, max_tokens: int)
     (got,) = recall(model, **options, chunk=chunk, max_tokens=max_tokens)  # type: ignore[arg-type]
     assert got.log_prob == pytest.approx(want.log_prob, abs=1e-5)
     assert got.accuracy == want.accuracy
-    from sh2.recall import _rows
+    from sh2.reading.recall import _rows
 
     rows = [list(_rows(60, [0.3], ASKED, hay, trial)) for trial in range(3)]
     assert want.log_prob == pytest.approx(np.mean([by_hand(model, row[0], 16) for row in rows]), abs=1e-5)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sh2.devices.replicas import Replicas
 from sh2.errors import Sh2Error
-from sh2.replicas import Replicas
 from tests.sh2 import jobs
 from tests.sh2.models import TINY
 
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_loaded_is_the_error_of_its_load() -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from sh2.replicas import Replicas
+from sh2.devices.replicas import Replicas
 from tests.sh2 import jobs
 
 if __name__ == "__main__":

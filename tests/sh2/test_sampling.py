@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sh2.errors import Sh2Error
-from sh2.sampling import Sampling, choose, keep_likeliest
+from sh2.generation.sampling import Sampling, choose, keep_likeliest
 
 LOGITS = st.lists(st.floats(-12, 12, width=32), min_size=1, max_size=12)
 

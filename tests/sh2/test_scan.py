@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 import sh2
-import sh2.scan as module
+import sh2.reading.scan as module
 from sh2.errors import Sh2Error
-from sh2.perplexity import sliding_log_probs
-from sh2.scan import Signal, scan
+from sh2.reading.perplexity import sliding_log_probs
+from sh2.reading.scan import Signal, scan
 from tests.sh2.models import CONFIGS, tiny
 
 BASES = np.random.default_rng(3).choice(list(b"ACGTN"), size=300, p=[0.25, 0.25, 0.24, 0.24, 0.02]).astype(np.uint8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sh2.model import StripedHyena2
-from sh2.selftest import Check, selftest
+from sh2.reading.selftest import Check, selftest
 from sh2.state import ModelState
 from tests.sh2.models import CONFIGS, TINY
 

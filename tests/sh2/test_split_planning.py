@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import sh2
-from sh2.accounting import Numbers
 from sh2.checkpoint import loading, save_model
 from sh2.config import ModelConfig
+from sh2.devices.placement import HOST, place
 from sh2.errors import Sh2Error
 from sh2.fp8 import pack_layers
 from sh2.model import StripedHyena2
-from sh2.placement import HOST, place
-from sh2.planning import Plan, Task, predict_memory, runtime_bytes
+from sh2.planning.accounting import Numbers
+from sh2.planning.plan import Plan, Task, predict_memory, runtime_bytes
+from sh2.planning.split import split
 from sh2.presets import preset
-from sh2.split_planning import split
 
 GIB = 2**30
 GPUS = [torch.device("cuda", index) for index in range(8)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sh2.devices.streaming import Ring
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection
 from sh2.model import StripedHyena2
-from sh2.streaming import Ring
 from tests.sh2.models import TINY
 
 CPU = torch.device("cpu")

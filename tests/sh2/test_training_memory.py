@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from sh2.accounting import Numbers, count_parameters
 from sh2.bench.models import random_model
 from sh2.config import FeedForward, ModelConfig
-from sh2.planning import Plan, Task, predict_memory
+from sh2.planning.accounting import Numbers, count_parameters
+from sh2.planning.plan import Plan, Task, predict_memory
+from sh2.planning.training_memory import saved_bytes, training_peak_bytes
 from sh2.presets import preset
 from sh2.recompute import Recompute
 from sh2.train.config import Precision, TrainConfig
@@ -19,7 +20,6 @@ from sh2.train.optimizer import build_optimizer
 from sh2.train.team import ALONE
 from sh2.train.update import update
 from sh2.train.windows import _in_pieces, _sums
-from sh2.training_memory import saved_bytes, training_peak_bytes
 from tests.sh2.memory import counting
 from tests.sh2.test_train_update import RandomWindows
 

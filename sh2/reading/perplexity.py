@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import Score, batches_of_equal_length, token_log_probs
+from sh2.reading.scoring import Score, batches_of_equal_length, token_log_probs
 from sh2.tokens import EOD, Tokens, as_ids
 
 

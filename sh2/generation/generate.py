@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.constraints import Constraints, History
-from sh2.decoding import Decoder, affordable_rows
 from sh2.errors import Sh2Error
+from sh2.generation.constraints import Constraints, History
+from sh2.generation.decoding import Decoder, affordable_rows
+from sh2.generation.prompts import key_of, read_prompts
+from sh2.generation.prompts import prefill as prefill
+from sh2.generation.sampling import Sampling, choose, restrict
 from sh2.model import StripedHyena2
-from sh2.prompts import key_of, read_prompts
-from sh2.prompts import prefill as prefill
-from sh2.sampling import Sampling, choose, restrict
-from sh2.scoring import log_probs_of
+from sh2.reading.scoring import log_probs_of
 from sh2.state import ModelState, select
 from sh2.tokens import EOD, Tokens, as_rows
 

@@ -10,7 +10,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from sh2.accounting import Numbers, forward_flops, loaded_bytes
 from sh2.bench.generate import time_decoding
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
@@ -18,7 +17,8 @@ from sh2.config import MixerKind, ModelConfig
 from sh2.fp8 import Precision
 from sh2.mixers.attention import attend
 from sh2.model import StripedHyena2
-from sh2.scoring import log_probs_of
+from sh2.planning.accounting import Numbers, forward_flops, loaded_bytes
+from sh2.reading.scoring import log_probs_of
 from sh2.state import ModelState
 from sh2.train.loss import loss_sums
 

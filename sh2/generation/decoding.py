@@ -16,10 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sh2.devices.placement import free_bytes
 from sh2.mixers import Attention, AttentionState, FirState, KVDtype, KVSlots, MixerState, ModalState
 from sh2.mixers.cache import lengthened
 from sh2.model import StripedHyena2
-from sh2.placement import free_bytes
 from sh2.state import ModelState, map_state, select
 
 log = logging.getLogger(__name__)

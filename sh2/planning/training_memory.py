@@ -6,8 +6,8 @@ float32; `bf16` is autocast, under which the stream between the blocks is bfloat
 
 # D width, I inner width of the MLP, V vocabulary
 
-from sh2.accounting import LEAST_ROWS, SCAN, Numbers, count_parameters, matrix_bytes
 from sh2.config import Activation, FeedForward, MixerKind, ModelConfig
+from sh2.planning.accounting import LEAST_ROWS, SCAN, Numbers, count_parameters, matrix_bytes
 from sh2.recompute import LOGITS_PIECE, PIECE, Recompute, group_size
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import log_probs_of
+from sh2.reading.scoring import log_probs_of
 from sh2.tokens import EOD, Tokens, as_ids
 
 _BETAS = (0.9, 0.99)
@@ -37,8 +37,8 @@ def dynamic_log_probs(
 ) -> NDArray[np.float32]:
     """Return the log-probability of every token, the first after an EOD, learning on the way; the model is changed.
 
-    Windows are those of `sh2.perplexity.sliding_log_probs`. After its new tokens are scored, a window moves the weights
-    by one step of Adam on all of its tokens.
+    Windows are those of `sh2.reading.perplexity.sliding_log_probs`. After its new tokens are scored, a window moves the
+    weights by one step of Adam on all of its tokens.
 
     Args:
         context: tokens that a window predicts.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels import Backend
-from sh2.accounting import Numbers, activation_bytes
+from sh2.devices.placement import free_bytes
 from sh2.errors import Sh2Error
 from sh2.fp8 import products_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
-from sh2.placement import free_bytes
+from sh2.planning.accounting import Numbers, activation_bytes
 from sh2.state import ModelState, expect
 
 _LEAST = 64  # tokens a row: where these do not fit, fewer will not help

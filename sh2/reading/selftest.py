@@ -14,11 +14,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from sh2.accounting import weight_bytes
 from sh2.fp8 import InputProjection, Precision, precision_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
-from sh2.scoring import log_probs_of
+from sh2.planning.accounting import weight_bytes
+from sh2.reading.scoring import log_probs_of
 from sh2.state import select
 from sh2.tokens import as_ids
 

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import batches_of_equal_length
-from sh2.sites import NORM, Pooling, Tap, find_sites
+from sh2.reading.chunks import chunks
+from sh2.reading.scoring import batches_of_equal_length
+from sh2.reading.sites import NORM, Pooling, Tap, find_sites
 from sh2.tokens import Tokens, as_rows
 
 _MASK_ENTRIES = 1 << 25  # of the mask that tells which tokens lie in which span, at once
@@ -71,7 +71,7 @@ def embed(
 
     Args:
         sequences: text, bytes or token ids, in any mix.
-        layers: numbers of blocks, counted from 0, `"all"`, or names, as `sh2.sites.find_sites` takes them.
+        layers: numbers of blocks, counted from 0, `"all"`, or names, as `sh2.reading.sites.find_sites` takes them.
         tap: what is taken of a block that is given by its number: `residual`, `mixer`, `mlp`, ...
         pooling: `mean`, `last`, `max`, `second-half` or `per-base`.
         max_tokens: tokens of one batch and chunk, at most.

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.chunks import read
 from sh2.model import StripedHyena2
-from sh2.scoring import batches_of_equal_length
+from sh2.reading.chunks import read
+from sh2.reading.scoring import batches_of_equal_length
 from sh2.state import ModelState, join, select
 from sh2.tokens import EOD, to_batch
 

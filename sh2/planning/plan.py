@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
-from sh2.accounting import (
+from sh2.config import MixerKind, ModelConfig
+from sh2.mixers.cache import reserved
+from sh2.planning.accounting import (
     Numbers,
     activation_bytes,
     count_parameters,
@@ -16,11 +18,9 @@ from sh2.accounting import (
     state_bytes,
     weight_bytes,
 )
-from sh2.config import MixerKind, ModelConfig
-from sh2.mixers.cache import reserved
+from sh2.planning.speeds import Line, Speeds
+from sh2.planning.training_memory import training_peak_bytes
 from sh2.recompute import Recompute
-from sh2.speeds import Line, Speeds
-from sh2.training_memory import training_peak_bytes
 
 CHUNK = 8192  # tokens of a row that are run at once, at most
 _LEAST_CHUNK = 64
@@ -47,7 +47,7 @@ class Plan:
     accumulation, recompute: in training, forward passes of an update, and what their backwards make again.
     room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
     piece, held: tokens of a row that are run at once, and memory of the weights in bytes, where these do not follow
-    from one device alone (`sh2.split_planning`).
+    from one device alone (`sh2.planning.split`).
     """
 
     config: ModelConfig
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Tokens of a row that are run at once, as `sh2.chunks` chooses."""
+        """Tokens of a row that are run at once, as `sh2.reading.chunks` chooses."""
         if self.piece is not None:
             return self.piece
         if not self.gpu:

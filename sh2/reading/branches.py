@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sh2.accounting import kv_cache_bytes, state_bytes
-from sh2.chunks import OutOfMemoryError, chunks
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import log_probs_of
+from sh2.planning.accounting import kv_cache_bytes, state_bytes
+from sh2.reading.chunks import OutOfMemoryError, chunks
+from sh2.reading.scoring import log_probs_of
 from sh2.state import ModelState, repeat, select
 from sh2.tokens import EOD, as_ids, to_device
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.scoring import log_probs_of
+from sh2.reading.chunks import chunks
+from sh2.reading.scoring import log_probs_of
 from sh2.tokens import EOD, to_batch
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)

@@ -1,7 +1,7 @@
 """What a task will take on each device of a model that is split by layers, or streamed from the host's memory.
 
-Where blocks go is `sh2.placement`'s choice, made as loading makes it; what each device then holds is that of a model
-with the blocks that run there. No weights are read.
+Where blocks go is `sh2.devices.placement`'s choice, made as loading makes it; what each device then holds is that of a
+model with the blocks that run there. No weights are read.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sh2.accounting import block_bytes, ends_bytes
-from sh2.placement import HOST, Placement, place
-from sh2.planning import Memory, Plan, Task, predict_memory, runtime_bytes
+from sh2.devices.placement import HOST, Placement, place
+from sh2.planning.accounting import block_bytes, ends_bytes
+from sh2.planning.plan import Memory, Plan, Task, predict_memory, runtime_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Split:
 
 
 def split(plan: Plan, devices: Sequence[torch.device], rooms: Sequence[int | None]) -> Split:
-    """Plan a task for a model over devices, as `sh2.placement.parse_devices` reads them.
+    """Plan a task for a model over devices, as `sh2.devices.placement.parse_devices` reads them.
 
     Args:
         plan: its room is not looked at.

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.chunks import chunks
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
-from sh2.perplexity import window_ends
+from sh2.reading.chunks import chunks
+from sh2.reading.perplexity import window_ends
 from sh2.tokens import EOD, Tokens, as_ids, to_batch
 
 # tokens that are made ids of 8 bytes and moved to the device at once
@@ -48,7 +48,7 @@ def scan(
     """Run along a sequence and yield what is predicted, block by block, in the memory of one block.
 
     The state is carried from block to block, so that nothing shows where they meet. Attention looks back on all of
-    the sequence and keeps it: `context` bounds both, with the windows of `sh2.perplexity.sliding_log_probs`.
+    the sequence and keeps it: `context` bounds both, with the windows of `sh2.reading.perplexity.sliding_log_probs`.
 
     Args:
         tokens: bytes or uint8 ids where the sequence is long: others are turned into 8 bytes a token.

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.constraints import History
 from sh2.errors import Sh2Error
-from sh2.generation import End, Generation, GenerationOptions, generate_each
+from sh2.generation.constraints import History
+from sh2.generation.generate import End, Generation, GenerationOptions, generate_each
+from sh2.generation.prompts import prefill
 from sh2.model import StripedHyena2
-from sh2.prompts import prefill
 from sh2.state import select
 from sh2.tokens import Tokens, as_rows
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sh2.chunks import chunks, read
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
+from sh2.reading.chunks import chunks, read
 from sh2.state import ModelState, select
 from sh2.tokens import EOD, Tokens, as_ids, as_rows, to_batch
 

@@ -1,0 +1,1 @@
+"""Where a model's weights are: copies, layers over several devices, the host's memory behind one."""

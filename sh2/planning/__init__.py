@@ -1,0 +1,1 @@
+"""What a task takes, before it starts: numbers, memory, time."""
