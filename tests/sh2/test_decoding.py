@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import sh2
-from sh2.generation.decoding import Decoder, affordable_rows
-from sh2.generation.generate import GenerationOptions, decoding, generate_each, generate_jobs
+from sh2.generation import decoding
 from sh2.generation import generate as generation
+from sh2.generation.decoding import Decoder, affordable_rows
+from sh2.generation.generate import GenerationOptions, generate_each, generate_jobs
 from sh2.mixers import Attention, HyenaLI, HyenaMR, KVDtype, KVSlots
 from sh2.model import StripedHyena2
 from sh2.presets import preset
