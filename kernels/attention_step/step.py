@@ -28,8 +28,8 @@ def split_kernel(
     N: tl.constexpr, CODES: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr,
 ):  # fmt: skip
     """One split of a row and of G heads: every lane of a block of N entries keeps a softmax of its own."""
-    head = tl.program_id(0) * G  # programs that start together read what lies together: the heads of the same entries
-    split = tl.program_id(1)
+    split = tl.program_id(0)
+    head = tl.program_id(1) * G
     shared = head // (H // J)
     batch = tl.program_id(2).to(tl.int64)
     low = tl.load(begin + batch).to(tl.int32) if BEGIN else 0
@@ -191,7 +191,7 @@ def attend(
     k_units, v_units = (key_units_BSJ, value_units_BSJ) if codes else (tops_BHX2, tops_BHX2)  # not read
     if codes:
         keys_BSJC, values_BSJC = (tensor.view(torch.float8_e4m3fn) for tensor in (keys_BSJC, values_BSJC))
-    split_kernel[(H // G, X, B)](
+    split_kernel[(X, H // G, B)](
         q_BHC, keys_BSJC, values_BSJC, k_units, v_units,
         q_BHC if begin_B is None else begin_B, q_BHC if end_B is None else end_B, sums_BHXC, tops_BHX2,
         S, keys_BSJC.stride(0), values_BSJC.stride(0), k_units.stride(0), v_units.stride(0), C**-0.5 * _LOG2_E,
