@@ -22,13 +22,17 @@ from evo_cli.training.watch import BarObserver, Observers, StopSignals
 from sh2.checkpoint.adapters import save_adapters
 from sh2.errors import Sh2Error
 from sh2.parallel.processes import Processes, find_place
-from sh2.planning.accounting import count_parameters, training_bytes, weight_bytes
+from sh2.planning.accounting import Numbers, count_parameters, training_bytes, weight_bytes
+from sh2.planning.training_memory import training_peak_bytes
 from sh2.train.config import Precision, check_unchanged
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Outcome, Trainer
 from sh2.train.plot import plot_run
 from sh2.train.records import write_atomically
 from sh2.train.tensorboard import TensorBoard, require_tensorboard
+
+# an estimate of activations is a fifth over at most: this much over what there is, and it will not do
+_SURELY_TOO_MUCH = 1.25
 
 
 def train_run(output: Path, flags: Flags, *, config: Path | None, resume: bool, tensorboard: bool) -> int:
@@ -147,20 +151,30 @@ def _end(outcome: Outcome, received: int | None, folder: RunFolder) -> int:
 
 
 def _check_memory(run: RunConfig, processes: int) -> None:
-    """Refuse a model of whose weights, gradients and moments a process's share alone is more than the device holds.
+    """Refuse a run of which a process's share is more than the device holds.
+
+    Activations count on a CPU alone, where a process that takes too much is killed without a word: a GPU says so.
 
     Raises:
         Sh2Error: names both sizes.
     """
-    adapted = run.train.lora is not None
+    train = run.train
+    adapted = train.lora is not None
     needed = (weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model)) / processes
-    there = memory_bytes(run.train.device)
+    there = memory_bytes(train.device)
     if needed > there:
         raise Sh2Error(
             f"training this model takes {needed / 2**30:,.1f} GiB before activations"
             f"{f' in each of {processes} processes' if processes > 1 else ''}; {run.train.device} has "
             f"{there / 2**30:,.1f} GiB of memory"
         ).hint("take a smaller `--preset`: `evo models` lists what each takes (training_gib)")
+    tokens = train.batch_size * train.length // processes
+    needed += training_peak_bytes(run.model, tokens, Numbers(dtype=train.precision, fused=False), train.recompute)
+    if train.device == "cpu" and needed > _SURELY_TOO_MUCH * there:
+        raise Sh2Error(
+            f"a forward pass over {train.batch_size} windows of {train.length:,} bp takes about "
+            f"{needed / 2**30:,.0f} GiB with its backward; cpu has {there / 2**30:,.1f} GiB of memory"
+        ).hint("lower `--batch-size` (and raise `--accumulation`) or `--length`, or give `--recompute full`")
 
 
 def _announce(run: RunConfig, data: RunData, parameters: int, resumed_at: int | None) -> None:

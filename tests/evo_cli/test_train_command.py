@@ -157,6 +157,11 @@ def test_a_resumed_run_takes_what_it_was_told_first_and_may_log_otherwise(evo, f
             "training this model takes 612.7 GiB before activations; cpu has",
             "take a smaller `--preset`",
         ),
+        (
+            ["bases.fa", "--preset", "25m", "--steps", 1, "--batch-size", 64, "--length", 1_000_000],
+            "a forward pass over 64 windows of 1,000,000 bp takes about ",
+            "lower `--batch-size`",
+        ),
         (["nothing.fa", "--preset", "nano", "--steps", 1], "nothing.fa", None),
         (["bases.fa", "--preset", "nano", "--steps", 1, "--config", "no.toml"], "no.toml: no such file", None),
     ],
