@@ -132,7 +132,7 @@ def _inputs_and_weights(inputs: Sequence[Path]) -> dict[str, Any]:
     """The paths, from here, and the weights behind them; a file whose name ends like a weight is a file.
 
     Raises:
-        Sh2Error: some inputs have a weight, and some have none.
+        Sh2Error: some inputs have a weight, and some have none; or what stands for one is no number above 0.
     """
     paths, weights = [], []
     for path in inputs:
@@ -140,8 +140,10 @@ def _inputs_and_weights(inputs: Sequence[Path]) -> dict[str, Any]:
         if text and not path.exists() and _WEIGHT.fullmatch(weight):
             paths.append(Path(text))
             weights.append(float(weight))
-        else:
-            paths.append(path)
+            continue
+        if text and not path.exists() and Path(text).exists():
+            raise Sh2Error(f"the weight of {text} must be a number above 0, such as 0.7, not `{weight}`")
+        paths.append(path)
     if weights and len(weights) < len(paths):
         raise Sh2Error(f"{len(weights)} of {len(paths)} inputs have a weight").hint(
             "give every store one, `a.h5=0.7 b.h5=0.3`, or none"

@@ -276,6 +276,8 @@ def test_a_file_may_be_called_like_a_weight(evo, tmp_path):
     ("words", "error", "hint"),
     [
         (["a.h5=1", "b.h5"], "1 of 2 inputs have a weight", "give every store one, `a.h5=0.7 b.h5=0.3`, or none"),
+        (["a.h5=1", "b.h5=-2"], "the weight of b.h5 must be a number above 0, such as 0.7, not `-2`", None),
+        (["a.h5=most", "b.h5=1"], "the weight of a.h5 must be a number above 0, such as 0.7, not `most`", None),
         (
             ["a.h5=1", "b.h5=0", "--config", "model.toml"],
             "the weight of a source must be a number above 0, got 0.0",
