@@ -28,16 +28,29 @@ def replacing(path: Path) -> Iterator[Path]:
     path = path.absolute()
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        yield partial
-        _sync(partial)
-        _move(partial, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise Sh2Error(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+            yield partial
+            for folder in (partial, *(inner for inner in partial.rglob("*") if inner.is_dir())):
+                _sync(folder)
+            _move(partial, path)
+            _sync(path.parent)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what the system refuses.
+
+    Raises:
+        Sh2Error: the disk is full, or the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Sh2Error(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _move(partial: Path, path: Path) -> None:
@@ -84,7 +97,7 @@ def _is_running(process: int) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # another process may write into it still; a later call removes it
     elif os.path.lexists(path):
         path.unlink()
 

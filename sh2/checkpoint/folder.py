@@ -1,32 +1,29 @@
 """A model folder in our format: `config.json` beside safetensors, in shards above 5 GB.
 
     config.json                       {"format": "evo-sh2", "format_version": 1, "evo_version": ..., "model": {...}}
-    model.safetensors                 up to 5 GB; or model-00001-of-0000N.safetensors ... with
-    model.safetensors.index.json      {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}
+    model.safetensors                 or several and an index, as `sh2.checkpoint.shards` has them
 
 Knows nothing of models in memory or of other formats.
 """
 
 import hashlib
 import json
-import os
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from sh2.checkpoint.atomic import replacing
-from sh2.checkpoint.safetensors_file import read_safetensors, tensor_bytes, write_safetensors
+from sh2.checkpoint.safetensors_file import tensor_bytes, write_safetensors
+from sh2.checkpoint.shards import SHARD_BYTES, read_json, read_shards, shard_files, write_index, write_json
 from sh2.checkpoint.tensors import LazyTensor, Progress, Tensors, total_bytes
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 
 FORMAT = "evo-sh2"
 FORMAT_VERSION = 1
-SHARD_BYTES = 5_000_000_000
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _OURS = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -46,7 +43,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         Sh2Error: `config.json` is missing, damaged, or of a later version of the format.
     """
     path = folder / CONFIG
-    content = _read_json(path)
+    content = read_json(path)
     if content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise Sh2Error(f'{path} is not a model configuration: it has no `"format": "{FORMAT}"`')
     if content.get("format_version") != FORMAT_VERSION:
@@ -65,21 +62,7 @@ def read_model_tensors(folder: Path) -> dict[str, LazyTensor]:
     Raises:
         Sh2Error: a file is missing, truncated or damaged; the message names it.
     """
-    if not (folder / INDEX).exists():
-        return read_safetensors(folder / WEIGHTS)
-    return read_index(folder / INDEX)
-
-
-def read_index(path: Path) -> dict[str, LazyTensor]:
-    """Open the shards that an index of safetensors names."""
-    weight_map = _read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise Sh2Error(f"{path} has no `weight_map`")
-    shards = {name: read_safetensors(path.parent / name) for name in sorted(set(weight_map.values()))}
-    for tensor, shard in weight_map.items():
-        if tensor not in shards[shard]:
-            raise Sh2Error(f"{path.parent / shard} has no tensor `{tensor}`, which {path.name} puts there")
-    return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
+    return read_shards(folder / WEIGHTS)
 
 
 def write_model_folder(
@@ -104,24 +87,28 @@ def write_model_folder(
         if progress is not None:
             progress(done, total)
 
-    shards = _shards(tensors, shard_bytes)
-    names = [WEIGHTS]
-    if len(shards) > 1:
-        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    metadata = {"evo_format": FORMAT, "evo_format_version": str(FORMAT_VERSION), "evo_version": evo_version()}
+    files = shard_files(WEIGHTS, tensors, shard_bytes)
     with replacing(folder) as partial:
         partial.mkdir()
-        for name, shard in zip(names, shards, strict=True):
-            write_safetensors(partial / name, shard, metadata, wrote)
-        if len(shards) > 1:
-            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-            _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        _write_json(partial / CONFIG, {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "evo_version": evo_version(),
-            "model": config.to_dict(),
-        })  # fmt: skip
+        for name, shard in files.items():
+            write_safetensors(partial / name, shard, weights_metadata(), wrote)
+        describe_model(partial, config, files)
+
+
+def weights_metadata() -> dict[str, str]:
+    """What the files of weights say of their format."""
+    return {"evo_format": FORMAT, "evo_format_version": str(FORMAT_VERSION), "evo_version": evo_version()}
+
+
+def describe_model(folder: Path, config: ModelConfig, files: Mapping[str, Tensors]) -> None:
+    """Write what makes files of weights a model folder: the configuration, and the index if they are several."""
+    write_index(folder / WEIGHTS, files)
+    write_json(folder / CONFIG, {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "evo_version": evo_version(),
+        "model": config.to_dict(),
+    })  # fmt: skip
 
 
 def check_replaceable(folder: Path) -> None:
@@ -162,35 +149,3 @@ def evo_version() -> str:
         return version("evo-sh2")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _shards(tensors: Tensors, shard_bytes: int) -> list[dict[str, LazyTensor]]:
-    """Consecutive tensors, at most `shard_bytes` together (a larger one is alone)."""
-    shards: list[dict[str, LazyTensor]] = [{}]
-    for name, tensor in tensors.items():
-        if shards[-1] and total_bytes(shards[-1]) + tensor.nbytes > shard_bytes:
-            shards.append({})
-        shards[-1][name] = tensor
-    return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Sh2Error(f"{path} does not exist").hint(
-            "give a model folder, as `evo train` or `evo convert` write it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise Sh2Error(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise Sh2Error(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -71,7 +71,7 @@ def _entry(file: Any, path: Path, name: str, checksum: str | None) -> LazyTensor
             )
         return tensor
 
-    return LazyTensor(tuple(layout.get_shape()), _DTYPES[code], read)
+    return LazyTensor(tuple(layout.get_shape()), _DTYPES[code], read, layout.__getitem__)
 
 
 def write_safetensors(

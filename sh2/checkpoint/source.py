@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sh2.checkpoint.folder import CONFIG, INDEX, is_model_folder, read_index, read_model_config, read_model_tensors
+from sh2.checkpoint.folder import CONFIG, WEIGHTS, is_model_folder, read_model_config, read_model_tensors
 from sh2.checkpoint.hub import fetch, is_hub_name
 from sh2.checkpoint.layout import PublishedLayout, canonical_layout
 from sh2.checkpoint.published import published_names, published_to_ours
 from sh2.checkpoint.published_config import from_published, read_published_config
 from sh2.checkpoint.safetensors_file import read_safetensors
 from sh2.checkpoint.savanna import published_names_of, savanna_names, savanna_to_published
+from sh2.checkpoint.shards import index_of, read_index
 from sh2.checkpoint.tensors import LazyTensor
 from sh2.checkpoint.torch_file import read_torch_file, read_torch_parts
 from sh2.config import ModelConfig
@@ -104,8 +105,9 @@ def _read(path: Path) -> dict[str, LazyTensor]:
 
 
 def _read_folder(folder: Path) -> dict[str, LazyTensor]:
-    if (folder / INDEX).exists():
-        return read_index(folder / INDEX)
+    index = index_of(folder / WEIGHTS)
+    if index.exists():
+        return read_index(index)
     if shards := sorted(folder.glob("*.safetensors")):
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:

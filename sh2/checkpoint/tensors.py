@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sh2.errors import Sh2Error
 
+Slices = tuple[slice, ...]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 # these keep float32 whatever the model's dtype: a rounded pole, frequency or scale is another one
@@ -22,11 +23,16 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    read_part: Callable[[Slices], Tensor] | None = None  # where its source reads parts alone
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
         """Wrap a tensor that is in memory already."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def part(self, slices: Slices) -> Tensor:
+        """A part of the values, which alone is read where the source can; a checksum is of the whole, so unchecked."""
+        return self.read()[slices] if self.read_part is None else self.read_part(slices)
 
     @property
     def nbytes(self) -> int:

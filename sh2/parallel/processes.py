@@ -94,7 +94,7 @@ class Processes:
         self.place = place
         self._store = store
         self._host = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self.files = dist.new_group(backend="gloo", timeout=_PATIENCE)  # for whoever writes in the background
+        self.files = dist.new_group(backend="gloo", timeout=_PATIENCE)  # for the thread that has to do with these
 
     @property
     def leads(self) -> bool:
@@ -112,6 +112,12 @@ class Processes:
         values = [make() if self.leads else None]
         dist.broadcast_object_list(values, src=0, group=self._host)
         return values[0]  # type: ignore[return-value]
+
+    def every(self, value: Value) -> list[Value]:
+        """What each process gives, by rank; asked by the one thread that has to do with files, while others work."""
+        values: list[Value | None] = [None] * self.place.ranks
+        dist.all_gather_object(values, value, group=self.files)
+        return values  # type: ignore[return-value]
 
     def speaks(self) -> bool:
         """Whether this process is the first to say what went wrong; all are where the leader's is gone."""

@@ -5,13 +5,14 @@ thousandth of a model, are cut by rows once more, by FSDP: it gathers a block's 
 is what is computed in. Everything else (filters, norms, biases, embeddings) is whole and float32 in each of these
 processes, as its gradient is.
 
-A whole tensor is on one process at a time, never all of them: a model is as large as its shares allow. Files hold whole
-tensors, and so do not know how many processes wrote them.
+No process has more than one whole tensor at a time: a model is as large as its shares allow. Files hold whole tensors,
+and so do not know how many processes wrote them.
 """
 
 # S processes of dp and cp, T of tp; rank = s T + t
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,25 +59,16 @@ class Shares:
             return Share((), torch.float32, None, False)
         return self._tensors[parameter or name]
 
-    def take(self, name: str, whole: Tensor) -> Tensor:
-        """This process's part of a whole tensor."""
-        share, tp = self.share_of(name), self._parallel.tp
-        part = whole if share.cut is None else share.cut.take(whole, self._rank % tp, tp)
-        return part[self._rows(len(part), self._rank // tp)] if share.sharded else part
-
-    def send(self, parts: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
-        """Give the first process what it needs of this one's parts; returns when it has all of them."""
-        works = [
-            dist.isend(parts[name].contiguous(), dst=0, group=group, tag=tag)
-            for tag, name in enumerate(sorted(parts))
-            if self._rank in self._holders(self.share_of(name)) and parts[name].numel()
-        ]
-        for work in works:
-            if work is not None:
-                work.wait()
+    def take(self, name: str, whole: LazyTensor) -> Tensor:
+        """This process's part of a whole tensor; no more is read of one that is stored."""
+        share = self.share_of(name)
+        if share.cut is None and not share.sharded:
+            return whole.read()
+        rows, columns = self._pieces(share)
+        return _joined([_joined([whole.part((some, *few)) for few in columns], 1) for some in rows], 0)
 
     def whole(self, parts: Mapping[str, Tensor], group: dist.ProcessGroup) -> dict[str, LazyTensor]:
-        """The whole tensors, in the first process, while the others `send`: each is received when it is read, once."""
+        """The whole tensors, each to be read once, in one process, while all of them are `sending` it their parts."""
         tags = {name: tag for tag, name in enumerate(sorted(parts))}
         lazy = {}
         for name, part in parts.items():
@@ -85,26 +77,57 @@ class Shares:
             lazy[name] = LazyTensor(share.shape, part.dtype, read)
         return lazy
 
-    def _receive(self, share: Share, mine: Tensor, group: dist.ProcessGroup, tag: int) -> Tensor:
-        parts = {0: mine}
-        works = []
-        for rank in self._holders(share)[1:]:
-            parts[rank] = mine.new_empty(self._shape(share, rank))
-            if parts[rank].numel():
-                works.append(dist.irecv(parts[rank], src=rank, group=group, tag=tag))
-        for work in works:
-            if work is not None:
-                work.wait()
-        tp = self._parallel.tp
-        columns = [[parts[rank] for rank in sorted(parts) if rank % tp == t] for t in range(tp if share.cut else 1)]
-        joined = [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in columns]
-        return joined[0] if share.cut is None else share.cut.join(joined)
+    @contextmanager
+    def sending(self, parts: Mapping[str, Tensor], to: Mapping[str, int], group: dist.ProcessGroup) -> Iterator[None]:
+        """Give every process what it needs of this one's parts, from where they are, whenever it reads that tensor.
 
-    def _holders(self, share: Share) -> list[int]:
-        """The processes whose parts make up the whole tensor."""
+        Nothing is copied and nobody waits for a turn; at the end, everybody has read all of them.
+
+        Args:
+            to: who reads each tensor.
+        """
+        works = [
+            dist.isend(parts[name].contiguous(), dst=to[name], group=group, tag=tag)
+            for tag, name in enumerate(sorted(parts))
+            if to[name] != self._rank
+            and self._rank in self._holders(self.share_of(name), to[name])
+            and parts[name].numel()
+        ]
+        yield
+        _wait(works)
+
+    def _receive(self, share: Share, mine: Tensor, group: dist.ProcessGroup, tag: int) -> Tensor:
+        parts, works = {self._rank: mine}, []
+        for rank in self._holders(share, self._rank):
+            if rank != self._rank:
+                parts[rank] = mine.new_empty(self._shape(share, rank))
+                if parts[rank].numel():
+                    works.append(dist.irecv(parts[rank], src=rank, group=group, tag=tag))
+        _wait(works)
         tp = self._parallel.tp
-        shards = range(self._parallel.shards if share.sharded else 1)
-        return [s * tp + t for s in shards for t in range(tp if share.cut else 1)]
+        channels = range(tp) if share.cut else [self._rank % tp]
+        columns = [_joined([parts[rank] for rank in sorted(parts) if rank % tp == t], 0) for t in channels]
+        return columns[0] if share.cut is None else share.cut.join(columns)
+
+    def _holders(self, share: Share, reader: int) -> list[int]:
+        """The processes whose parts make up the whole tensor, in order; of those that hold the same, the nearest."""
+        tp = self._parallel.tp
+        shards = range(self._parallel.shards) if share.sharded else [reader // tp]
+        return [s * tp + t for s in shards for t in (range(tp) if share.cut else [reader % tp])]
+
+    def _pieces(self, share: Share) -> tuple[list[slice], list[tuple[slice, ...]]]:
+        """The rows and the columns of this process's part in the whole tensor."""
+        tp, cut = self._parallel.tp, share.cut
+        rows: list[slice] = [slice(0, share.shape[0])]
+        columns: list[tuple[slice, ...]] = [()]
+        if cut is not None and cut.dim == 0:
+            rows = cut.ranges(self._rank % tp, tp)
+        elif cut is not None:
+            columns = [(some,) for some in cut.ranges(self._rank % tp, tp)]
+        if share.sharded:
+            count = sum(some.stop - some.start for some in rows)
+            rows = _rows_of(rows, self._rows(count, self._rank // tp))
+        return rows, columns
 
     def _shape(self, share: Share, rank: int) -> tuple[int, ...]:
         shape = list(share.shape)
@@ -119,6 +142,28 @@ class Shares:
         """As FSDP cuts: as many as it takes for each, fewer or none for the last ones."""
         each = -(-rows // self._parallel.shards)
         return slice(min(shard * each, rows), min((shard + 1) * each, rows))
+
+
+def _rows_of(ranges: Iterable[slice], wanted: slice) -> list[slice]:
+    """Some of the rows that lie in ranges, if these are counted one behind the other."""
+    found, before = [], 0
+    for rows in ranges:
+        shift = rows.start - before
+        start, stop = max(wanted.start + shift, rows.start), min(wanted.stop + shift, rows.stop)
+        if start < stop:
+            found.append(slice(start, stop))
+        before += rows.stop - rows.start
+    return found or [slice(0, 0)]
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+
+def _wait(works: Iterable[dist.Work | None]) -> None:
+    for work in works:
+        if work is not None:
+            work.wait()
 
 
 def shares_of(model: StripedHyena2, cuts: Mapping[str, Cut], parallel: Parallel, rank: int) -> Shares:

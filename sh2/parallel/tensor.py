@@ -11,6 +11,7 @@ knows nothing of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -35,8 +36,16 @@ class Cut:
 
     def take(self, whole: Tensor, rank: int, ranks: int) -> Tensor:
         """A rank's part."""
-        sections = whole.split(self.sections, self.dim)
-        return torch.cat([section.chunk(ranks, self.dim)[rank] for section in sections], self.dim)
+        pieces = [whole.narrow(self.dim, each.start, each.stop - each.start) for each in self.ranges(rank, ranks)]
+        return torch.cat(pieces, self.dim)
+
+    def ranges(self, rank: int, ranks: int) -> list[slice]:
+        """Where a rank's part is along the dimension, in each section."""
+        starts = accumulate(self.sections, initial=0)
+        return [
+            slice(start + rank * length // ranks, start + (rank + 1) * length // ranks)
+            for start, length in zip(starts, self.sections, strict=False)
+        ]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole tensor of the parts of all ranks."""

@@ -5,11 +5,12 @@
     RUN/checkpoints/step_00000100/optimizer.safetensors  moments and step count by parameter name, float32
     RUN/checkpoints/step_00000100/trainer.json           progress, configuration, SHA-256 of the other files
 
-A folder is written under a temporary name, synced to the disk, and renamed: a kill at any moment leaves the
-checkpoints before it as they were. The run goes on meanwhile, for what is written are copies in the host's memory.
+Above 5 GB, weights and moments are several files with an index (`sh2.checkpoint.shards`). A folder is written under a
+temporary name, synced to the disk, and renamed: a kill at any moment leaves the checkpoints before it as they were. The
+run goes on meanwhile, for what is written are copies in the host's memory.
 
-However many processes train, the files are those of one: whole tensors, each put together from its parts when it is its
-turn. So any number of processes can go on with them.
+However many processes train, the files are those of one, to the names and sizes: each process writes some of them, of
+whole tensors, each put together from its parts when it is its turn. So any number of processes can go on with them.
 """
 
 import hashlib
@@ -17,8 +18,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,17 +29,22 @@ import torch
 from torch import Tensor, nn
 
 from sh2.checkpoint.adapters import load_adapters, save_adapters
-from sh2.checkpoint.atomic import replacing
-from sh2.checkpoint.folder import read_model_tensors, write_model_folder
-from sh2.checkpoint.safetensors_file import read_safetensors, write_safetensors
+from sh2.checkpoint.atomic import replacing, writing
+from sh2.checkpoint.folder import WEIGHTS, check_replaceable, describe_model, read_model_tensors, weights_metadata
+from sh2.checkpoint.shards import SHARD_BYTES, read_shards, shard_files, write_index
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 from sh2.lora import has_adapters, plain_state
 from sh2.model import StripedHyena2
 from sh2.parallel.shares import local
+from sh2.train.files import File, file_sha256, find_damage, write_files
 from sh2.train.optimizer import optimizer_tensors, restore_optimizer
 from sh2.train.records import write_json
 from sh2.train.team import ALONE, Parts, Team
+
+_OPTIMIZER = "optimizer.safetensors"
+_ADAPTER = "adapter.safetensors"
+_TRAINER = "trainer.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +75,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run; every process of a team has them, and one writes. A context manager."""
+    """The checkpoints of one run; every process of a team has them. A context manager."""
 
     def __init__(self, folder: Path, *, keep_last: int, team: Team = ALONE) -> None:
         self._folder = folder
@@ -140,54 +147,78 @@ class Checkpoints:
 
     def _write_model(self, folder: Path, config: ModelConfig, weights: Parts) -> None:
         if self._team.leads:
-            write_model_folder(folder, config, self._team.whole(weights))
-        else:
-            self._team.send(weights)
+            check_replaceable(folder)
+        files = shard_files(WEIGHTS, self._team.whole(weights), SHARD_BYTES)
+        with self._filling(folder) as partial:
+            written = {name: File(tensors, weights_metadata()) for name, tensors in files.items()}
+            write_files(partial, written, weights, self._team)
+            if self._team.leads:
+                describe_model(partial, config, files)
 
     def _write(self, weights: Parts, moments: Parts, progress: Progress, adapted: nn.Module | None) -> None:
-        if not self._team.leads:
-            self._team.send(weights)
-            self._team.send(moments)
-            return
-        with replacing(self.path(progress.step)) as partial:
-            partial.mkdir()
-            write_model_folder(partial / "model", ModelConfig.from_dict(progress.model), self._team.whole(weights))
-            if adapted is not None:
-                save_adapters(adapted, partial / "adapter.safetensors")
-            write_safetensors(partial / "optimizer.safetensors", self._team.whole(moments), {})
-            state = asdict(progress)
-            files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
-            write_json(partial / "trainer.json", {"files": files, "state": state, "sha256": _digest(files, state)})
-        self._prune(progress)
+        parts = {**weights, **moments}
+        whole = self._team.whole(parts)
+        model = shard_files(f"model/{WEIGHTS}", {name: whole[name] for name in weights}, SHARD_BYTES)
+        optimizer = shard_files(_OPTIMIZER, {name: whole[name] for name in moments}, SHARD_BYTES)
+        files = {name: File(tensors, weights_metadata()) for name, tensors in model.items()}
+        files |= {name: File(tensors, {}) for name, tensors in optimizer.items()}
+        with self._filling(self.path(progress.step)) as partial:
+            digests = write_files(partial, files, parts, self._team)
+            if self._team.leads:
+                describe_model(partial / "model", ModelConfig.from_dict(progress.model), model)
+                write_index(partial / _OPTIMIZER, optimizer)
+                if adapted is not None:
+                    save_adapters(adapted, partial / _ADAPTER)
+                _write_progress(partial, progress, digests)
+        if self._team.leads:
+            self._prune(progress)
+
+    @contextmanager
+    def _filling(self, folder: Path) -> Iterator[Path]:
+        """Yield a new folder for all processes to write into; when the first is done with it, it is complete.
+
+        Raises:
+            Sh2Error: the system refuses something.
+        """
+        with replacing(folder) if self._team.leads else writing(folder) as partial:
+            if partial is not None:
+                partial.mkdir()
+            name = self._team.every("" if partial is None else partial.name)[0]
+            yield folder.with_name(name)
+        self._team.every(None)
 
     def newest(self, warn: Callable[[str], None]) -> Progress | None:
         """Return the progress of the newest checkpoint whose checksums hold; None if there is none.
 
-        One that is damaged is renamed to `step_N.damaged`, with a warning, and the one before it is taken.
+        All processes call this, and each checks some files. A checkpoint that is damaged is renamed to
+        `step_N.damaged`, with a warning, and the one before it is taken.
         """
-        for step in reversed(self.steps()):
+        for step in reversed(self._team.every(self.steps())[0]):
             path = self.path(step)
             try:
-                return read_progress(path)
+                return read_progress(path, self._team)
             except Sh2Error as error:
-                damaged = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(damaged, ignore_errors=True)
-                os.replace(path, damaged)
-                warn(f"warning: {error}; kept as {damaged.name}, going back to the checkpoint before it")
+                if self._team.leads:
+                    damaged = path.with_name(f"{path.name}.damaged")
+                    shutil.rmtree(damaged, ignore_errors=True)
+                    os.replace(path, damaged)
+                    warn(f"warning: {error}; kept as {damaged.name}, going back to the checkpoint before it")
         return None
 
     @torch.no_grad()
     def restore(self, step: int, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
-        """Load the weights and the optimizer's state of a checkpoint, bit for bit, tensor by tensor."""
+        """Load the weights and the optimizer's state of a checkpoint, bit for bit, tensor by tensor.
+
+        It is one that `newest` has checked: of tensors in shares, a process reads its own alone.
+        """
         path = self.path(step)
         if has_adapters(model):  # the weights beside them are those the run began from
-            load_adapters(model, path / "adapter.safetensors")
+            load_adapters(model, path / _ADAPTER)
         else:
             stored = read_model_tensors(path / "model")
             for name, tensor in model.state_dict().items():
-                local(tensor).copy_(self._team.take(name, stored[name].read()))
-        moments = read_safetensors(path / "optimizer.safetensors")
-        restore_optimizer(model, optimizer, moments, self._team.take)
+                local(tensor).copy_(self._team.take(name, stored[name]))
+        restore_optimizer(model, optimizer, read_shards(path / _OPTIMIZER), self._team.take)
 
     def _prune(self, progress: Progress) -> None:
         steps = self.steps()
@@ -203,29 +234,44 @@ def _copy(tensor: Tensor) -> Tensor:
     return local(tensor.detach()).to("cpu", copy=True)
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: Path, team: Team = ALONE) -> Progress:
     """Read `trainer.json` of a checkpoint and check every file of it against its checksum.
 
     Raises:
-        Sh2Error: a file is missing, truncated or changed; the message names it.
+        Sh2Error: in all processes alike: a file is missing, truncated or changed; the message names it.
     """
-    try:
-        content = json.loads((path / "trainer.json").read_text())
-        files, state = content["files"], content["state"]
-        intact = content["sha256"] == _digest(files, state)
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise Sh2Error(f"checkpoint {path} is damaged: trainer.json is missing or changed")
-    for name, digest in files.items():
-        if not (path / name).is_file():
-            raise Sh2Error(f"checkpoint {path} is damaged: {name} is missing")
-        if file_sha256(path / name) != digest:
-            raise Sh2Error(f"checkpoint {path} is damaged: {name} does not match its checksum")
+    files, state = team.every(_read_trainer(path) if team.leads else None)[0] or (None, None)
+    if files is None or state is None:
+        raise Sh2Error(f"checkpoint {path} is damaged: {_TRAINER} is missing or changed")
+    if damage := find_damage(path, files, team):
+        raise Sh2Error(f"checkpoint {path} is damaged: {damage}")
     try:
         return Progress.from_dict(state)
     except (KeyError, TypeError):
         raise Sh2Error(f"checkpoint {path} was written by another version of evo") from None
+
+
+def _read_trainer(path: Path) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """Checksums and progress; None if they are not what was written."""
+    try:
+        content = json.loads((path / _TRAINER).read_text())
+        files, state = content["files"], content["state"]
+        return (files, state) if content["sha256"] == _digest(files, state) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_progress(folder: Path, progress: Progress, digests: Mapping[str, str]) -> None:
+    """Write `trainer.json`, the last file of a checkpoint.
+
+    Args:
+        digests: of the files that are known; the others are small.
+    """
+    own = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - digests.keys()
+    files = {**digests, **{name: file_sha256(folder / name) for name in own}}
+    files = dict(sorted(files.items()))
+    state = asdict(progress)
+    write_json(folder / _TRAINER, {"files": files, "state": state, "sha256": _digest(files, state)})
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -242,15 +288,5 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _digest(files: object, state: object) -> str:
     return hashlib.sha256(json.dumps([files, state], sort_keys=True).encode()).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -128,22 +128,24 @@ class Trainer:
         Raises:
             Sh2Error: the run began with another configuration, model or data, or its metrics are damaged.
         """
-        progress = self._team.of_leader(self._newest)
+        self._team.of_leader(self._clean)
+        progress = self._checkpoints.newest(self._observer.note)
+        self._team.of_leader(lambda: self._go_back_to(progress))
         if progress is not None:
             self._checkpoints.restore(progress.step, self._model, self._optimizer)
             self._step = self._saved_step = progress.step
             self._best = progress.best
         return self._step
 
-    def _newest(self) -> Progress | None:
-        """The checkpoint to go on from, with the folder as it was when that was written."""
+    def _clean(self) -> None:
         self._checkpoints.clean()
         remove_leftovers(self._folder.path)
-        progress = self._checkpoints.newest(self._observer.note)
+
+    def _go_back_to(self, progress: Progress | None) -> None:
+        """Leave the folder as it was when the checkpoint to go on from was written."""
         if progress is not None:
             self._check_same_run(progress)
         keep_steps(self._folder.metrics, 0 if progress is None else progress.step)
-        return progress
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train to the last step, or until `should_stop` after a step; then save a checkpoint and the model.

@@ -12,7 +12,7 @@ from sh2.errors import Sh2Error
 from sh2.parallel.shares import local
 from sh2.train.config import TrainConfig
 
-Take = Callable[[str, Tensor], Tensor]
+Take = Callable[[str, LazyTensor], Tensor]
 
 
 class Role(StrEnum):
@@ -117,7 +117,7 @@ def restore_optimizer(
     model: nn.Module,
     optimizer: torch.optim.AdamW,
     tensors: Mapping[str, LazyTensor],
-    take: Take = lambda _, whole: whole,
+    take: Take = lambda _, whole: whole.read(),
 ) -> None:
     """Put back what `optimizer_tensors` returned.
 
@@ -133,7 +133,7 @@ def restore_optimizer(
         if name not in parameters:
             raise Sh2Error(f"the optimizer state has `{name}`, which the model has not")
         parameter = parameters[name]
-        value = take(key, lazy.read())
+        value = take(key, lazy)
         if field == "step":
             optimizer.state[parameter][field] = value.to(parameter.device, copy=True)
             continue

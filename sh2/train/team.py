@@ -7,6 +7,7 @@ of whole windows before these are shared, and what processes add is summed befor
 # B batch, L length
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 import torch
@@ -24,7 +25,8 @@ class Team(Protocol):
     """What the loop asks of whoever trains with it."""
 
     leads: bool
-    """Whether this process talks and writes."""
+    """Whether this process talks, and writes what is not shared out."""
+    rank: int
     processes: int
     parallel: str
     """How many processes share what, in full."""
@@ -55,20 +57,24 @@ class Team(Protocol):
     def of_leader(self, make: Callable[[], Value]) -> Value:
         """What `make` returns in the process that leads."""
 
-    def take(self, name: str, whole: Tensor) -> Tensor:
+    def every(self, value: Value) -> list[Value]:
+        """What each process gives, by rank; for the one thread that has to do with files."""
+
+    def take(self, name: str, whole: LazyTensor) -> Tensor:
         """This process's part of a whole tensor of the model or the optimizer."""
 
-    def send(self, parts: Parts) -> None:
-        """Give parts to the process that leads."""
-
     def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
-        """The whole tensors of all parts, where they are written."""
+        """The whole tensors of all parts, each to be read in one process, once, while all are `sending` theirs."""
+
+    def sending(self, parts: Parts, to: Mapping[str, int]) -> AbstractContextManager[None]:
+        """Within this, processes read whole tensors: each the ones that it is named for; it ends when all are read."""
 
 
 class Alone:
     """One process, that has all of everything."""
 
     leads = True
+    rank = 0
     processes = 1
     parallel = str(Parallel())
     exchanges = False
@@ -98,14 +104,17 @@ class Alone:
     def of_leader(self, make: Callable[[], Value]) -> Value:
         return make()
 
-    def take(self, name: str, whole: Tensor) -> Tensor:
-        return whole
+    def every(self, value: Value) -> list[Value]:
+        return [value]
 
-    def send(self, parts: Parts) -> None:
-        """There is nobody else."""
+    def take(self, name: str, whole: LazyTensor) -> Tensor:
+        return whole.read()
 
     def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
         return {name: LazyTensor.of(part) for name, part in parts.items()}
+
+    def sending(self, parts: Parts, to: Mapping[str, int]) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 ALONE = Alone()

@@ -3,6 +3,7 @@
 # B batch, L length
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -53,9 +54,7 @@ class Together:
         model.use_backend(config.backend)
         if config.fp8_linears:
             use_fp8_linears(model, torch.device(config.device))
-        if config.fp8_linears:
-            use_fp8_linears(model, torch.device(config.device))
-        self.processes = parallel.processes
+        self.processes, self.rank = parallel.processes, processes.place.rank
         self.leads, self.parallel, self.exchanges = processes.leads, str(parallel), parallel.cp * parallel.tp > 1
         self._processes, self._shape, self._model = processes, parallel, model
         self._device = torch.device(config.device)
@@ -100,7 +99,7 @@ class Together:
     def put(self, name: str, whole: Tensor) -> None:
         """Take this process's part of a tensor of the model."""
         prefix, _, last = name.rpartition(".")
-        local(getattr(self._model.get_submodule(prefix), last)).copy_(self.take(name, whole))
+        local(getattr(self._model.get_submodule(prefix), last)).copy_(self.take(name, LazyTensor.of(whole)))
 
     def part(self, batch: HostBatch, rows: slice) -> HostBatch:
         dp, mine = self._shape.dp, self._mesh.get_local_rank("dp")
@@ -144,14 +143,17 @@ class Together:
     def of_leader(self, make: Callable[[], Value]) -> Value:
         return self._processes.of_leader(make)
 
-    def take(self, name: str, whole: Tensor) -> Tensor:
-        return self._shares.take(name, whole)
+    def every(self, value: Value) -> list[Value]:
+        return self._processes.every(value)
 
-    def send(self, parts: Parts) -> None:
-        self._shares.send(parts, self._processes.files)
+    def take(self, name: str, whole: LazyTensor) -> Tensor:
+        return self._shares.take(name, whole)
 
     def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
         return self._shares.whole(parts, self._processes.files)
+
+    def sending(self, parts: Parts, to: Mapping[str, int]) -> AbstractContextManager[None]:
+        return self._shares.sending(parts, to, self._processes.files)
 
     def _loose(self, model: nn.Module, *, summed: bool = False) -> Iterator[_Loose]:
         """What FSDP does not sum: first what is cut over tp, then what is whole in every process.

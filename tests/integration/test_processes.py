@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -30,8 +31,10 @@ def words(inputs: Path, run: Path, *flags: str) -> list[str]:
     return ["train", str(inputs / "bases.fa"), "--config", str(inputs / "run.toml"), "-o", str(run), *flags]
 
 
-def launch(count: int, inputs: Path, run: Path, *flags: str, slurm: bool = False) -> list[subprocess.Popen[str]]:
-    """Start processes as torchrun or srun would."""
+def launch(
+    count: int, inputs: Path, run: Path, *flags: str, slurm: bool = False, limited: int | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start processes as torchrun or srun would; one of them may be `limited` to small files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -52,6 +55,8 @@ def launch(count: int, inputs: Path, run: Path, *flags: str, slurm: bool = False
                 env=environment,
             )
         )
+        if rank == limited:
+            resource.prlimit(processes[-1].pid, resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     return processes
 
 
@@ -82,14 +87,14 @@ def whole_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "saving"), [(0, False), (0, True), (1, True)])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(
-    victim: int, inputs: Path, tmp_path: Path, whole_run: Path
+    victim: int, saving: bool, inputs: Path, tmp_path: Path, whole_run: Path
 ) -> None:
     run = tmp_path / "run"
     processes = launch(2, inputs, run)
-    writing = "checkpoints/.step_*.partial-*"  # the first one dies after a step, the other while both save
-    wait_until(processes, lambda: lines_written(run) >= 9 and (victim == 0 or any(run.glob(writing))))
+    writing = "checkpoints/.step_*.partial-*"
+    wait_until(processes, lambda: lines_written(run) >= 9 and (not saving or any(run.glob(writing))))
     processes[victim].kill()
     codes, out, err = ends(processes)
 
@@ -104,6 +109,27 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     sessions = json.loads((run / "run.json").read_text())["sessions"]
     assert [session["parallel"] for session in sessions] == ["dp=2,cp=1,tp=1"] * 2
     assert sessions[1]["from_step"] > 0
+
+
+def test_what_one_process_cannot_write_is_told_once_and_the_run_goes_on(
+    inputs: Path, tmp_path: Path, whole_run: Path
+) -> None:
+    """It is not the one that talks: each writes a file of a checkpoint."""
+    run = tmp_path / "run"
+    codes, out, err = ends(launch(2, inputs, run, limited=1))
+
+    assert (codes, out) == ([1, 1], ""), err
+    errors = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert errors == [
+        f"error: cannot write {run / 'checkpoints' / 'step_00000004'}: File too large",
+        "hint: make room, then go on from the last complete checkpoint with `--resume`",
+    ], err
+    assert "Traceback" not in err
+    assert list((run / "checkpoints").glob("step_*")) == []
+
+    codes, _, err = ends(launch(2, inputs, run, "--resume"))
+    assert codes == [0, 0], err
+    assert results(run) == results(whole_run)
 
 
 def test_a_signal_to_one_stops_all_where_one_process_goes_on(inputs: Path, tmp_path: Path, whole_run: Path) -> None:

@@ -30,7 +30,7 @@ def whole_run(tmp_path):
 
 def test_training_goes_on_while_a_checkpoint_of_its_step_is_written(tmp_path, monkeypatch, whole_run):
     """The writer is held up until three more updates are made; what it writes is of the step that it is for."""
-    later, write = threading.Event(), checkpoints.write_model_folder
+    later, write = threading.Event(), checkpoints.write_files
     written = []
 
     class Watching(Watcher):
@@ -41,11 +41,11 @@ def test_training_goes_on_while_a_checkpoint_of_its_step_is_written(tmp_path, mo
                 later.set()
 
     def slow(folder, *arguments):
-        if folder.parent.name.startswith(".step_00000005"):
+        if folder.name.startswith(".step_00000005"):
             assert later.wait(timeout=60)
-        write(folder, *arguments)
+        return write(folder, *arguments)
 
-    monkeypatch.setattr(checkpoints, "write_model_folder", slow)
+    monkeypatch.setattr(checkpoints, "write_files", slow)
     trainer(tmp_path / "run", watcher=Watching()).run(stopping_after(8))
 
     assert written == [[]]
@@ -125,7 +125,7 @@ def test_what_fails_in_the_background_does_not_hide_what_failed_before(tmp_path,
             if record.step == 6:
                 raise KeyError("first")
 
-    monkeypatch.setattr(checkpoints, "write_model_folder", broken)
+    monkeypatch.setattr(checkpoints, "write_files", broken)
     with pytest.raises((KeyError, Sh2Error)) as caught:
         trainer(tmp_path, valid_windows=0, watcher=Dying()).run()
 

@@ -16,6 +16,7 @@ from sh2.train.checkpoints import Checkpoints
 from sh2.train.config import TrainConfig
 from sh2.train.folder import RunFolder
 from sh2.train.loop import Trainer
+from sh2.train.team import ALONE
 from sh2.train.together import Together
 
 LENGTH = 128
@@ -125,21 +126,24 @@ class Case:
         return TrainConfig.from_dict({**SETTINGS, **own, "device": device})
 
 
+def build(case: Case, processes: Processes | None, device: str = "cpu") -> tuple[StripedHyena2, Together | None]:
+    """A model, of which processes have shares without values."""
+    config = case.config(device)
+    if processes is None:
+        return StripedHyena2(MODELS[case.model], seed=config.seed).to(device), None
+    with torch.device("meta"):
+        model = StripedHyena2(MODELS[case.model])
+    return model, Together(model, config, processes)
+
+
 def train(case: Case, folder: Path, processes: Processes | None, device: str = "cpu") -> None:
     """Run a case in the folder of its name; the weights that it began from are `initial` there."""
     config, run = case.config(device), RunFolder(folder / case.name)
     run.path.mkdir(exist_ok=True, parents=True)
-    team = None
-    if processes is None:
-        model = StripedHyena2(MODELS[case.model], seed=config.seed).to(device)
-        first = Checkpoints(run.checkpoints, keep_last=1)
-    else:
-        with torch.device("meta"):
-            model = StripedHyena2(MODELS[case.model])
-        team = Together(model, config, processes)
+    model, team = build(case, processes, device)
+    if team is not None:
         team.initialize(config.seed)
-        first = Checkpoints(run.checkpoints, keep_last=1, team=team)
-    with first:
+    with Checkpoints(run.checkpoints, keep_last=1, team=team or ALONE) as first:
         first.save_model(model, run.path / "initial")
     watcher = Watcher()
     trainer = Trainer(
@@ -161,12 +165,16 @@ def train(case: Case, folder: Path, processes: Processes | None, device: str = "
 
 def train_cases(cases: Sequence[Case], folder: Path, device: str) -> None:
     """Train one case after the other, in every process of a group."""
-    place = Place(
-        rank=dist.get_rank(), ranks=dist.get_world_size(), local_rank=dist.get_rank(), address="localhost", port=0
-    )
-    processes = Processes(place, dist.HashStore())
+    processes = group()
     for case in cases:
         train(case, folder, processes, device)
+
+
+def group() -> Processes:
+    """All processes of a group, seen from one of them."""
+    rank = dist.get_rank()
+    place = Place(rank=rank, ranks=dist.get_world_size(), local_rank=rank, address="localhost", port=0)
+    return Processes(place, dist.HashStore())
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
