@@ -32,7 +32,8 @@ COLUMNS = (
 class VariantOptions:
     """How alleles are scored.
 
-    suffix: bases after an allele whose likelihood is compared; None compares all that follows in the window. reuse:
+    suffix: bases whose likelihood is compared after an allele, or after the first in which haplotypes differ if that is
+    later; None compares all that follows in the window. reuse:
     read what haplotypes share once; without, each is read whole.
     """
 
@@ -185,5 +186,6 @@ def _branch(ref: bytes, alt: bytes, before: int, longest: int, suffix: int | Non
     start = int(differ.argmax()) if differ.any() else shorter
     last = None
     if suffix is not None and start >= before:
-        last = before + longest + suffix
+        # of an allele within a repeat, haplotypes differ only where that ends
+        last = max(before + longest, start + 1) + suffix
     return Branch(start=start, ids=a[start:last], end=len(r[:last]))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -145,6 +146,27 @@ def test_a_suffix_compares_only_so_many_bases_behind_the_allele(
             want = log_probs[1][at - 1 : ends].sum() - log_probs[0][at - 1 : ends].sum()
             assert strand.delta == pytest.approx(float(want), abs=2e-4)
             assert strand.num_reference == strand.num_branch == ends
+
+
+@pytest.mark.parametrize("suffix", [0, 3, 1000])
+@pytest.mark.parametrize(("ref", "alt"), [("TCA", "T"), ("T", "TCA"), ("TCACA", "TCACACACA")])
+def test_a_suffix_counts_from_where_a_repeat_ends(
+    ref: str, alt: str, suffix: int, replicas: Replicas, tmp_path: Path
+) -> None:
+    """An allele at either end of a repeat changes nothing before the other."""
+    contig = CONTIG[:100] + "T" + "CA" * 15 + "G" + CONTIG[100:200]
+    (tmp_path / "genome.fa").write_text(f">chr1\n{contig}\n")
+    changed = Allele(chrom="chr1", pos=101, id=".", ref=ref, alt=alt)
+    rule = WindowRule(length=8192, indels=IndelMode.APPEND)
+    with Reference(tmp_path / "genome.fa") as genome:
+        (result,) = score_alleles(replicas, [changed], genome, VariantOptions(rule=rule, suffix=suffix))
+    for turn, strand in zip((str, _turn), result.strands, strict=True):
+        old, new = (turn(text) for text in haplotypes(contig, 101, ref, alt))
+        before = 100 if turn is str else len(old) - 100 - len(ref)
+        first = next(at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+        assert first > 120 or turn is not str
+        ends = max(before + max(len(ref), len(alt)), first + 1) + suffix
+        assert strand.delta == pytest.approx(log_likelihood(new[:ends]) - log_likelihood(old[:ends]), abs=2e-4)
 
 
 def _place(allele: Allele) -> tuple[int, str, str]:
