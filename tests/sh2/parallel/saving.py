@@ -32,9 +32,7 @@ def hand_on_alone(case: Case, begin: Path, end: Path, shard_bytes: int) -> None:
     _hand_on(case, begin, end, shard_bytes, None)
 
 
-def _hand_on(
-    case: Case, begin: Path, end: Path, shard_bytes: int, processes: Processes | None
-) -> dict[str, list[str]]:
+def _hand_on(case: Case, begin: Path, end: Path, shard_bytes: int, processes: Processes | None) -> dict[str, list[str]]:
     done: dict[str, list[str]] = {"hashed": [], "written": []}
     saved = checkpoints.SHARD_BYTES, files.file_sha256, files.write_safetensors
 
