@@ -14,10 +14,15 @@ from torch import Tensor
 from kernels import (
     attention_append,
     attention_step,
+    gated_step,
     hyena_fir,
     hyena_fir_step,
     hyena_li,
     hyena_li_step,
+    linear_step,
+    merge_attention,
+    pack,
+    packed_linear,
     rms_norm,
     rotate,
 )
@@ -58,6 +63,15 @@ def main() -> None:
                 randn(2, 3 * _D, dtype=dtype), randn(8), 1.0, *cache, None, None, end, backend=Backend.TRITON
             )
             attention_step(q, *cache, end_B=end, backend=Backend.TRITON)
+            parts = [randn(2, _L, 4, 16, dtype=dtype).transpose(1, 2) for _ in range(3)]
+            merge_attention(parts, [randn(2, 4, _L) for _ in parts], backend=Backend.TRITON)
+            sys.stderr.write(f"linear_step, packed_linear, {dtype}\n")
+            x, weight, up = (randn(*shape, dtype=dtype) for shape in ((3, _L), (_D + 1, _L), (_D + 1, _L)))
+            norm = {"scale_D": randn(_L), "eps": 1e-6}
+            onto, bias = (randn(*shape, dtype=dtype) for shape in ((3, _D + 1), (_D + 1,)))
+            linear_step(x, weight, bias, **norm, onto_XE=onto, backend=Backend.TRITON)
+            gated_step(x, weight, up, **norm, activation="gelu", backend=Backend.TRITON)
+            packed_linear(x, *pack(weight), bias, backend=Backend.TRITON)
     torch.cuda.synchronize()
 
 
