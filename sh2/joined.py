@@ -12,7 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from kernels import few_rows, gated_step, linear_step
+from kernels import Backend, few_rows, gated_step, linear_step
 from sh2.fp8 import InputProjection
 from sh2.layers import GatedMLP, RMSNorm
 
@@ -40,12 +40,12 @@ def gated(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:
     )
 
 
-def added(x_BLD: Tensor, norm: RMSNorm, layer: nn.Module, u_BLI: Tensor) -> Tensor:
-    """x + layer(u), on the backend of the norm that the block began with."""
+def added(x_BLD: Tensor, layer: nn.Module, u_BLI: Tensor, backend: Backend) -> Tensor:
+    """x + layer(u)."""
     if not (_few(u_BLI) and _plain(layer, u_BLI)):
         y_BLD: Tensor = layer(u_BLI)
         return x_BLD + y_BLD
-    return linear_step(u_BLI, layer.weight, layer.bias, onto_XE=x_BLD, backend=norm.backend)
+    return linear_step(u_BLI, layer.weight, layer.bias, onto_XE=x_BLD, backend=backend)
 
 
 def fed(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:

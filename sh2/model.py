@@ -83,7 +83,8 @@ class Block(nn.Module):
             return x_B1D, BlockState(mixer_state, feed_forward_state)
         assert isinstance(self.feed_forward, GatedMLP)
         h_B1I = gated(self.feed_forward_norm, self.feed_forward, x_B1D)
-        return added(x_B1D, self.feed_forward_norm, self.feed_forward.down, h_B1I), BlockState(mixer_state, None)
+        x_B1D = added(x_B1D, self.feed_forward.down, h_B1I, self.feed_forward_norm.backend)
+        return x_B1D, BlockState(mixer_state, None)
 
 
 def _mix_step(norm: RMSNorm, mixer: nn.Module, x_B1D: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
@@ -94,7 +95,7 @@ def _mix_step(norm: RMSNorm, mixer: nn.Module, x_B1D: Tensor, state: MixerState)
     assert isinstance(mixer, HyenaFir | HyenaLI | Attention)
     advance: Callable[..., Tensor] = mixer.advance
     u_BD = advance(normed(norm, mixer.input, x_B1D)[:, 0], state)
-    return added(x_B1D, norm, mixer.output, u_BD[:, None]), state
+    return added(x_B1D, mixer.output, u_BD[:, None], norm.backend), state
 
 
 class StripedHyena2(nn.Module):
