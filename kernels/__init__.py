@@ -12,7 +12,7 @@ from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_st
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.linear_step import few_rows, gated_step, linear_step
 from kernels.packed_linear import packed_linear
-from kernels.rms_norm import rms_norm
+from kernels.rms_norm import rms_norm, rms_norm_and_sum
 from kernels.rotary import rotate
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "pack",
     "packed_linear",
     "rms_norm",
+    "rms_norm_and_sum",
     "rotate",
     "unpack",
 ]

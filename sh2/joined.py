@@ -7,7 +7,7 @@ are more than a weight and a bias (FP8, adapters, watched by hooks), each runs b
 
 # B batch, L length, D width, E outputs, I inner width of the MLP
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kernels import Backend, few_rows, gated_step, linear_step
 from sh2.fp8 import InputProjection
 from sh2.layers import GatedMLP, RMSNorm
+from sh2.mixers import Attention, HyenaFir, HyenaLI
 
 
 def normed(norm: RMSNorm, layer: nn.Module, x_BLD: Tensor) -> Tensor:
@@ -48,9 +49,21 @@ def added(x_BLD: Tensor, layer: nn.Module, u_BLI: Tensor, backend: Backend) -> T
     return linear_step(u_BLI, layer.weight, layer.bias, onto_XE=x_BLD, backend=backend)
 
 
+def mixed(norm: RMSNorm, mixer: HyenaFir | HyenaLI | Attention, x_BLD: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """x + mixer(norm(x)), of any number of tokens; without gradients on a GPU, the sum is the product's."""
+    output = mixer.output
+    if not (_summing(x_BLD) and _bare(norm) and _bare(mixer) and _plain(output, x_BLD) and output.bias is not None):
+        y_BLD, state = mixer(norm(x_BLD), state)
+        return x_BLD + y_BLD, state
+    normed_BLD, x_BLD = norm.and_sum(x_BLD, output.bias)
+    u_BLD, state = mixer.inner(normed_BLD, state)
+    x_BLD.flatten(0, 1).addmm_(u_BLD.flatten(0, 1), output.weight.T)
+    return x_BLD, state
+
+
 def fed(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:
     """x + mlp(norm(x)), of any number of tokens; without gradients on a GPU, in the memory of x."""
-    if torch.is_grad_enabled() or not x_BLD.is_cuda or not (_bare(mlp) and _plain(mlp.down, x_BLD)):
+    if not (_summing(x_BLD) and _bare(mlp) and _plain(mlp.down, x_BLD)):
         y_BLD: Tensor = mlp(norm(x_BLD))
         return x_BLD + y_BLD
     h_BLI = mlp.inner(norm(x_BLD))
@@ -60,6 +73,11 @@ def fed(norm: RMSNorm, mlp: GatedMLP, x_BLD: Tensor) -> Tensor:
 
 def _few(x_BLD: Tensor) -> bool:
     return x_BLD.is_cuda and few_rows(x_BLD)
+
+
+def _summing(x_BLD: Tensor) -> bool:
+    """Whether sums are products' own: a GPU's libraries make none of their own for it."""
+    return x_BLD.is_cuda and not torch.is_grad_enabled()
 
 
 def _plain(layer: nn.Module, x_BLD: Tensor) -> TypeGuard[nn.Linear]:

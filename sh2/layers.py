@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import Backend, rms_norm
+from kernels import Backend, rms_norm, rms_norm_and_sum
 from sh2.config import Activation
 
 
@@ -27,6 +27,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return rms_norm(x_BLD, self.scale, self.eps, backend=self.backend)
+
+    def and_sum(self, x_BLD: Tensor, bias_D: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(x), and x + bias, of which x is read once."""
+        return rms_norm_and_sum(x_BLD, self.scale, bias_D, self.eps, backend=self.backend)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

@@ -14,7 +14,7 @@ from sh2.config import FeedForward, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.fp8 import choose_precision
 from sh2.initialize import initialize
-from sh2.joined import added, fed, gated, normed
+from sh2.joined import added, fed, gated, mixed, normed
 from sh2.layers import GatedMLP, RMSNorm, linear
 from sh2.mixers import MIXERS, Attention, AttentionState, Backed, HyenaFir, HyenaLI, HyenaSE, KVDtype, MixerState
 from sh2.packed import PackedLinear
@@ -58,11 +58,11 @@ class Block(nn.Module):
         mixer_state: MixerState | None
         feed_forward_state: MixerState | None
         mixer_state, feed_forward_state = state or (None, None)
-        y_BLD, mixer_state = self.mixer(self.mixer_norm(x_BLD), mixer_state)
-        x_BLD = x_BLD + y_BLD
-        if self.mixes_twice:
-            y_BLD, feed_forward_state = self.feed_forward(self.feed_forward_norm(x_BLD), feed_forward_state)
-            return x_BLD + y_BLD, BlockState(mixer_state, feed_forward_state)
+        assert isinstance(self.mixer, HyenaFir | HyenaLI | Attention)
+        x_BLD, mixer_state = mixed(self.mixer_norm, self.mixer, x_BLD, mixer_state)
+        if isinstance(self.feed_forward, HyenaSE):
+            x_BLD, feed_forward_state = mixed(self.feed_forward_norm, self.feed_forward, x_BLD, feed_forward_state)
+            return x_BLD, BlockState(mixer_state, feed_forward_state)
         assert isinstance(self.feed_forward, GatedMLP)
         return fed(self.feed_forward_norm, self.feed_forward, x_BLD), BlockState(mixer_state, None)
 

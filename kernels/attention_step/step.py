@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ENTRIES, WARPS = 32, 4
+ENTRIES, WARPS = 32, 8
 HEADS = 2  # a program, at most: with more, a program's registers leave room for too few of them
 COMBINED = 32  # channels that a program of the second kernel puts together
 PROGRAMS = 512  # enough of them keep the memory of a large GPU busy

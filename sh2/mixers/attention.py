@@ -63,6 +63,11 @@ class Attention(Float32Kept, Backed):
         self.register_buffer("inv_freq", rotary_frequencies(config), persistent=stored)
 
     def forward(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        u_BLD, state = self.inner(x_BLD, state)
+        return self.output(u_BLD), state
+
+    def inner(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        """What `output` projects [B, L, HC], and the state."""
         T = 0 if state is None else state.keys_BSJC.shape[1]
         begin_B = None if state is None else state.begin_B
         positions_BL = torch.arange(T, T + x_BLD.shape[1], device=self.inv_freq.device)[None]
@@ -80,7 +85,7 @@ class Attention(Float32Kept, Backed):
         else:
             y_BLHC = attend(q_BLHC, *entries.numbers(x_BLD.dtype), begin_B)
         keys, values, *units = entries
-        return self.output(y_BLHC.flatten(2)), AttentionState(keys, values, begin_B, cache, *units)
+        return y_BLHC.flatten(2), AttentionState(keys, values, begin_B, cache, *units)
 
     def advance(self, z_BE: Tensor, state: KVSlots) -> Tensor:
         """What lies between the projections, for one token; slots move on: nothing of their size is allocated."""

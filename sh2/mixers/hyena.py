@@ -52,8 +52,12 @@ class HyenaFir(Hyena):
         return self.featurizer_taps, self.featurizer_bias, inner_GK, self.skip
 
     def forward(self, x_BLD: Tensor, state: FirState | None = None) -> tuple[Tensor, FirState]:
-        y_BLD, state = hyena_fir(self.input(x_BLD), *self.filters(), state, backend=self.backend)
-        return self.output(y_BLD), state
+        u_BLD, state = self.inner(x_BLD, state)
+        return self.output(u_BLD), state
+
+    def inner(self, x_BLD: Tensor, state: FirState | None = None) -> tuple[Tensor, FirState]:
+        """What `output` projects [B, L, D], and the state."""
+        return hyena_fir(self.input(x_BLD), *self.filters(), state, backend=self.backend)
 
     def advance(self, z_BE: Tensor, state: FirState) -> Tensor:
         """What lies between the projections, for one token; the state itself moves on."""
@@ -107,8 +111,12 @@ class HyenaLI(Float32Kept, Hyena):
         return self.featurizer_taps, self.featurizer_bias, log_poles_DN, self.residues, self.skip
 
     def forward(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
-        y_BLD, state = hyena_li(self.input(x_BLD), *self.filters(), state, backend=self.backend)
-        return self.output(y_BLD), state
+        u_BLD, state = self.inner(x_BLD, state)
+        return self.output(u_BLD), state
+
+    def inner(self, x_BLD: Tensor, state: ModalState | None = None) -> tuple[Tensor, ModalState]:
+        """What `output` projects [B, L, D], and the state."""
+        return hyena_li(self.input(x_BLD), *self.filters(), state, backend=self.backend)
 
     def advance(self, z_BE: Tensor, state: ModalState) -> Tensor:
         """What lies between the projections, for one token; the state itself moves on."""

@@ -24,6 +24,7 @@ from kernels import (
     pack,
     packed_linear,
     rms_norm,
+    rms_norm_and_sum,
     rotate,
 )
 from kernels.backend import Backend
@@ -56,6 +57,7 @@ def main() -> None:
             hyena_li_step(z[:, 0].detach().clone(), *parameters, modes, backend=Backend.TRITON)
             sys.stderr.write(f"rms_norm, rotate, attention, {dtype}\n")
             rms_norm(randn(2, _L, _D, dtype=dtype), randn(_D), 1e-6, backend=Backend.TRITON)
+            rms_norm_and_sum(randn(2, _L, _D, dtype=dtype), randn(_D), randn(_D), 1e-6, backend=Backend.TRITON)
             rotate(randn(2, _L, 4, 16, dtype=dtype), randn(1, _L, 1, 8), randn(1, _L, 1, 8), backend=Backend.TRITON)
             cache = [randn(2, _L, 4, 16, dtype=dtype) for _ in range(2)]
             end = torch.tensor([_L - 2, 5], device="cuda")

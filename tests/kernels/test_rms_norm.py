@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import rms_norm
+from kernels import rms_norm, rms_norm_and_sum
 from kernels.backend import Backend
 from tests.kernels.comparison import DEVICE
 from tests.kernels.definitions import relative_error
@@ -37,6 +37,18 @@ def test_rows_are_normed_as_defined(shape: tuple[int, ...], dtype: torch.dtype, 
     y = rms_norm(x, scale, eps, backend=backend)
     assert (y.shape, y.dtype) == (x.shape, dtype)
     assert relative_error(y, by_definition(x, scale, eps)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("backend", [Backend.TRITON, Backend.REFERENCE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_sum_with_a_bias_comes_beside_the_same_rows(dtype: torch.dtype, backend: Backend) -> None:
+    x, scale = inputs(2, 33, 3, dtype=dtype)
+    x, scale = x.mT, torch.randn(33, device=DEVICE).to(dtype)
+    bias = torch.randn(33, device=DEVICE).to(dtype)
+    y, total = rms_norm_and_sum(x, scale, bias, 1e-6, backend=backend)
+    assert torch.equal(y, rms_norm(x, scale, 1e-6, backend=backend))
+    assert torch.equal(total, x + bias)
 
 
 @torch.no_grad()
@@ -76,3 +88,6 @@ def test_gpu_rows_of_every_width(shape: tuple[int, ...], dtype: torch.dtype) -> 
     assert relative_error(y, by_definition(x, scale, 1e-6)) < 3 * TOLERANCE[dtype]
     alone = rms_norm(x[..., -1:, :], scale, 1e-6, backend=Backend.TRITON)
     assert torch.equal(alone, y[..., -1:, :])
+    beside, total = rms_norm_and_sum(x, scale, scale, 1e-6, backend=Backend.TRITON)
+    assert torch.equal(beside, y)
+    assert torch.equal(total, x + scale)

@@ -86,6 +86,24 @@ def test_a_layer_in_fp8_is_run_by_itself(calls: Counter[str]) -> None:
     assert calls["linear_step"] == 2 * plain - 2 * hyena
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sums_in_products_give_what_sums_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids_BL = StripedHyena2(CONFIGS[name]).eval(), ids(2, 33)
+    with torch.inference_mode():
+        want, want_state = model(ids_BL)
+        seen = []
+        monkeypatch.setattr(joined, "_summing", lambda x_BLD: True)
+        hook = model.get_submodule("blocks.1").register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
+        logits, state = model(ids_BL[:, :20])
+        kept = seen[0].clone()
+        rest, state = model(ids_BL[:, 20:], state)
+        hook.remove()
+        assert torch.equal(seen[0], kept)  # what a block gave is nobody's to change
+        assert relative_error(torch.cat([logits, rest], dim=1), want) < 1e-5
+        for part, whole in zip(state, want_state, strict=True):
+            assert relative_error(part.mixer[0], whole.mixer[0]) < 1e-5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CONFIGS)
