@@ -213,13 +213,14 @@ def activation_bytes(config: ModelConfig, tokens: int, numbers: Numbers, *, logi
     """
     D, stream = config.width, tokens * config.width * numbers.size
     norm = tokens * D * (8 if numbers.size == 4 else 12)  # two results in float32, and a copy of the input in it
-    # the block's input, the mixer's output and their sum are there until the block ends
-    moments = [3 * stream + norm]
-    moments += [2 * stream + _mixer_bytes(config, kind, tokens, numbers) for kind in set(config.kinds)]
+    # the block's input and the stream with the mixer's output, which is there from the start where products add to it
+    early = stream if numbers.fused else 0
+    moments = [2 * stream + norm]
+    moments += [2 * stream + early + _mixer_bytes(config, kind, tokens, numbers) for kind in set(config.kinds)]
     if config.feed_forward is FeedForward.HYENA_SE:
-        moments.append(4 * stream + _mixer_bytes(config, MixerKind.HYENA_SE, tokens, numbers))
+        moments.append(3 * stream + early + _mixer_bytes(config, MixerKind.HYENA_SE, tokens, numbers))
     else:
-        moments.append(4 * stream + 3 * tokens * config.mlp_width * numbers.size)
+        moments.append(3 * stream + 3 * tokens * config.mlp_width * numbers.size)
     if logits:  # as they are, as float32, and exponentials of these
         wide = 4 if numbers.size < 4 else 0
         moments.append(stream + tokens * config.vocab_size * (numbers.size + wide + 4))
@@ -231,8 +232,9 @@ def _mixer_bytes(config: ModelConfig, kind: MixerKind, tokens: int, numbers: Num
     D, size = config.width, numbers.size
     if kind is MixerKind.ATTENTION:
         projected = (D + 2 * config.num_kv_heads * config.head_dim) * size
-        # queries that are turned, and keys that turn: in float32, a copy of the input or none, and four halves
-        return tokens * (projected + D * size + D * (8 if size == 4 else 12))
+        # queries that are turned, and what the kernel turns or, in float32, a copy of the input or none and four halves
+        turning = 3 * size if numbers.fused else 8 if size == 4 else 12
+        return tokens * (projected + D * size + D * turning)
     # FP8 with a scale a token: the codes, the sums in float32, these scaled, and rounded
     quantised = D * (1 + 2 * 3 * 4 + 3 * size) if numbers.projections else 0
     modes = 4 * D * config.num_modes // SCAN  # states between chunks or segments

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sh2 import joined
 from sh2.bench.models import random_model
 from sh2.config import FeedForward, ModelConfig
 from sh2.fp8 import InputProjection, precision_of
@@ -181,8 +182,9 @@ def test_activations_of_attention_take_what_tensors_take(config: ModelConfig) ->
 
 def peak(config: ModelConfig, dtype: torch.dtype, rows: int, length: int, *, fused: bool) -> int:
     """What running a piece takes at most, beside the weights."""
-    with torch.no_grad(), counting(config, dtype) as (live, model):
+    with torch.no_grad(), counting(config, dtype) as (live, model), pytest.MonkeyPatch.context() as patch:
         model.use_backend("triton" if fused else "reference")
+        patch.setattr(joined, "_summing", lambda x_BLD: fused)  # as on a GPU
         ids = torch.zeros(rows, length, dtype=torch.int64)
         live.most = before = live.now
         model.hidden(ids)

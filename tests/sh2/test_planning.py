@@ -41,7 +41,7 @@ def test_reading_takes_the_memory_that_was_predicted(config: ModelConfig, length
         ids = torch.zeros(rows, length, dtype=torch.int64)
         for start, x_BLD, _ in chunks(model, ids, most=8192):
             log_probs_of(model.logits(x_BLD), ids[:, start : start + x_BLD.shape[1]])
-        assert predict_memory(planned).total == pytest.approx(live.most, rel=0.1)
+        assert predict_memory(planned).total == pytest.approx(live.most, rel=0.12)
 
 
 @pytest.mark.parametrize("trained", [False, True])
