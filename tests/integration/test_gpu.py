@@ -68,6 +68,18 @@ def test_pieces_joined_equal_one_pass(name: str, piece: int) -> None:
     assert relative_error(torch.cat(outputs, dim=1), model(ids_BL)[0]) < 1e-5
 
 
+@pytest.mark.parametrize("tap", ["residual", "mixer", "mlp"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "second-half", "per-base"])
+def test_embeddings_are_those_of_the_cpu(tap: str, pooling: str) -> None:
+    texts = ["".join("ACGT"[base] for base in torch.randint(4, (length,))) for length in (300, 77, 300)]
+    vectors = []
+    for device, chunk in (("cpu", 8192), ("cuda", 128)):
+        model = StripedHyena2(CONFIGS["striped"]).to(device)
+        vectors.append(sh2.embed(model, texts, ["all"], tap=tap, pooling=pooling, chunk=chunk))
+    for on_cpu, on_gpu in zip(*vectors, strict=True):
+        assert relative_error(torch.from_numpy(on_gpu), torch.from_numpy(on_cpu)) < 1e-5
+
+
 def test_constraints_and_beams_are_those_of_the_cpu() -> None:
     settings = {"length": 40, "alphabet": "ACGT", "forbid": ["GAATTC", "CC"], "no_repeat": 4}
     texts = []

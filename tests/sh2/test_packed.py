@@ -15,6 +15,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import PackedInputProjection, pack_layers, precision_of, products_of
 from sh2.model import StripedHyena2
 from sh2.packed import PackedLinear, is_packed
+from tests.kernels.definitions import relative_error
 from tests.sh2.models import CONFIGS, TINY
 
 FP8_TINY = replace(TINY, width=64, fp8_input_projections=True)
@@ -210,7 +211,7 @@ def test_gpu_decodes_from_bytes(tmp_path: Path) -> None:
     for token in ids(5)[0].cuda():
         one, state = packed.step(token[None], state)
         two, other = plain.step(token[None], other)
-        torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
+        assert relative_error(one, two) < 0.03  # they round to bfloat16 in other places
     assert torch.cuda.memory_allocated() > 0
     streamed = sh2.load(tmp_path / "model", device="cuda+cpu", dtype=torch.bfloat16, fp8_weights=True)
     torch.testing.assert_close(streamed(ids(50).cuda())[0], logits, rtol=0.02, atol=0.02)
