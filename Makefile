@@ -7,8 +7,10 @@ TORCH ?= $(shell command -v nvidia-smi > /dev/null && echo torch || echo torch==
 DEMO ?= demo
 GENOMES := tests/assets/genomes
 ECOLI := $(GENOMES)/ecoli_536_NC_008253.fna.gz
+NANO := build/nano
+CORPUS ?= $(NANO)/corpus.fa.gz
 
-.PHONY: help setup demo test test-gpu check format clean
+.PHONY: help setup demo nano test test-gpu check format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -46,6 +48,18 @@ demo: $(VENV)/.installed  ## train on a real genome, beat a Markov model, score 
 	@awk -F'\t' 'FNR == 2 {printf "%-12s%s\n", ($$1 ~ /markov/ ? $$1 : "this model"), $$NF}' \
 	    $(DEMO)/markov.tsv $(DEMO)/perplexity.tsv
 	@echo "model $(DEMO)/run/model, curve $(DEMO)/run/loss.png, scores $(DEMO)/thrA.tsv, sequences $(DEMO)/generated.fa"
+
+$(NANO)/corpus.fa.gz: evo_cli/box/corpus.tsv
+	$(BIN)/python -m evo_cli.box.fetch $< $@
+
+nano: $(VENV)/.installed $(CORPUS)  ## make the model in the box again: fetches 55 million bases from NCBI, then trains for minutes on a large GPU
+	$(BIN)/evo prepare $(CORPUS) -o $(NANO)/corpus.h5 --valid 0.02
+	$(BIN)/evo train $(NANO)/corpus.h5 --preset nano --length 8192 --batch-size 8 --steps 2900 --lr 2e-3 \
+	    --min-lr-fraction 0.02 --warmup-fraction 0.02 --valid-every 250 --save-every 500 --seed 0 \
+	    -o $(NANO)/run $$(test -d $(NANO)/run/checkpoints && echo --resume)
+	$(BIN)/python -c "import sh2, torch; \
+	    sh2.save_model(sh2.load('$(NANO)/run/model', dtype=torch.bfloat16), '$(NANO)/model')"
+	$(BIN)/evo eval perplexity $(GENOMES)/lambda_NC_001416.1.fa.gz --model $(NANO)/model
 
 test: $(VENV)/.installed  ## run the tests that need no GPU
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

@@ -33,10 +33,25 @@ class BackendName(StrEnum):
     REFERENCE = "reference"
 
 
-ModelOption = Annotated[
+def _model_or_box(ctx: typer.Context, name: str) -> str:
+    if name or ctx.resilient_parsing:
+        return name
+    from evo_cli.box import ABOUT, MODEL
+
+    say(f"no --model: the one in the box, {ABOUT}")
+    return str(MODEL)
+
+
+_MODEL_HELP = "A model folder, a published .pt or safetensors file, a preset name or a hub id"
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=f"{_MODEL_HELP}.")]
+BoxedModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="A model folder, a published .pt or safetensors file, a preset name or a hub id."
+        "--model",
+        "-m",
+        help=f"{_MODEL_HELP}; the small one in the box by default.",
+        callback=_model_or_box,
+        show_default=False,
     ),
 ]
 DeviceOption = Annotated[

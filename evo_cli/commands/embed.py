@@ -9,9 +9,9 @@ import typer
 from evo_cli.inference import (
     BackendName,
     BackendOption,
+    BoxedModelOption,
     DeviceOption,
     MaxTokensOption,
-    ModelOption,
     OverwriteOption,
     Precision,
     PrecisionOption,
@@ -41,7 +41,7 @@ class Dtype(StrEnum):
 
 
 def embed(
-    model: ModelOption,
+    model: BoxedModelOption = "",
     input: Annotated[
         str | None, typer.Argument(metavar="INPUT", help="FASTA or GenBank, plain or gzip; `-` is stdin.")
     ] = None,

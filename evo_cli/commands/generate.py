@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
+from evo_cli.inference import BackendName, BackendOption, BoxedModelOption, DeviceOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
     from sh2.generation.generate import GenerationOptions
@@ -27,7 +27,7 @@ class KVDtype(StrEnum):
 
 
 def generate(
-    model: ModelOption,
+    model: BoxedModelOption = "",
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="A prompt, as text.")] = None,
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="FASTA", help="A FASTA file of prompts; `-` is stdin.")

@@ -9,9 +9,9 @@ import typer
 from evo_cli.inference import (
     BackendName,
     BackendOption,
+    BoxedModelOption,
     DeviceOption,
     MaxTokensOption,
-    ModelOption,
     OverwriteOption,
     Precision,
     PrecisionOption,
@@ -36,8 +36,8 @@ class Strands(StrEnum):
 
 def scan(
     genome: Annotated[Path, typer.Argument(metavar="GENOME", help="FASTA or GenBank, plain or gzip.")],
-    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PREFIX", help="What the files' names begin with.")],
+    model: BoxedModelOption = "",
     tracks: Annotated[
         str, typer.Option("--tracks", help="Which of logprob, entropy and acgt, with commas between them.")
     ] = "logprob,entropy,acgt",

@@ -9,9 +9,9 @@ import typer
 from evo_cli.inference import (
     BackendName,
     BackendOption,
+    BoxedModelOption,
     DeviceOption,
     MaxTokensOption,
-    ModelOption,
     OverwriteOption,
     Precision,
     PrecisionOption,
@@ -51,7 +51,7 @@ _OF_VARIANTS = (
 
 def score(
     ctx: typer.Context,
-    model: ModelOption,
+    model: BoxedModelOption = "",
     input: Annotated[
         str | None, typer.Argument(metavar="INPUT", help="FASTA or GenBank, or VCF/BCF with --reference; `-` is stdin.")
     ] = None,
