@@ -42,7 +42,7 @@ def fetch(listed: list[Listed]) -> Iterator[tuple[Listed, bytes]]:
     Raises:
         DataError: a record is not the listed one, or there is none; it is named.
     """
-    Entrez.tool, Entrez.email = "evo", "unknown"
+    Entrez.tool, Entrez.email = "evo", "unknown"  # type: ignore[assignment]
     for first in range(0, len(listed), AT_ONCE):
         some = listed[first : first + AT_ONCE]
         with Entrez.efetch(
