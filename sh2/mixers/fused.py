@@ -1,8 +1,9 @@
-"""Attention by cuDNN's fused kernels, on GPUs from Hopper on; in blocks, where a piece looks back at a long past.
+"""Attention by fused kernels that have a causal mask for as many queries as keys only: a past is taken by itself.
 
-They take about half the time of torch's flash attention there. But every new size costs a tenth of a second of
-planning, and a causal mask they have for as many queries as keys only. So sizes are multiples of 1,024, and a past is
-taken in blocks whose sizes are powers of two: few plans serve sequences of any length.
+On GPUs from Hopper on they are cuDNN's, which take about half the time of torch's flash attention. But every new size
+costs a tenth of a second of planning: sizes are multiples of 1,024, and a past is taken in blocks whose sizes are
+powers of two, so few plans serve sequences of any length. On a CPU they are torch's, in half the time that they take
+with a mask in memory; there a past is one block.
 """
 
 # B batch, L new tokens, T tokens seen before, S = T+L, H heads, J key-value heads, C channels a head
@@ -23,6 +24,8 @@ _HOPPER = 9  # major number of its compute capability
 def fits(q_BHLC: Tensor, k_BJSC: Tensor) -> bool:
     """Whether `attend_fused` takes these queries and keys, and is the fastest that does."""
     (H, L, C), (J, S) = q_BHLC.shape[1:], k_BJSC.shape[1:3]
+    if q_BHLC.device.type == "cpu":
+        return 1 < L < S and H == J and not torch.is_grad_enabled()
     sizes = L % _UNIT == 0 and S % _UNIT == 0 and C % 8 == 0 and C <= _MOST_CHANNELS
     gradients = torch.is_grad_enabled() and (S > L or H > J)  # these have none here, or none for heads in groups
     return sizes and not gradients and q_BHLC.is_cuda and q_BHLC.dtype.itemsize == 2 and _available(q_BHLC.device)
@@ -38,7 +41,8 @@ def attend_fused(q_BHLC: Tensor, k_BJSC: Tensor, v_BJSC: Tensor) -> Tensor:
     y_BHLC, log_BHL = _attend(q_BHLC, k_BJSC[:, :, past:], v_BJSC[:, :, past:], causal=True)
     if not past:
         return y_BHLC.transpose(1, 2)
-    parts = [_attend(q_BHLC, k_BJSC[:, :, block], v_BJSC[:, :, block], causal=False) for block in blocks(past)]
+    cut = blocks(past) if _plans(q_BHLC.device) else [slice(0, past)]
+    parts = [_attend(q_BHLC, k_BJSC[:, :, block], v_BJSC[:, :, block], causal=False) for block in cut]
     return merge_attention(*zip((y_BHLC, log_BHL), *parts, strict=True))
 
 
@@ -51,8 +55,15 @@ def blocks(past: int) -> Iterator[slice]:
         start += size
 
 
+def _plans(device: torch.device) -> bool:
+    """Whether new sizes cost planning."""
+    return device.type != "cpu"
+
+
 def _attend(q_BHLC: Tensor, k_BJSC: Tensor, v_BJSC: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
     """The outputs, and the logarithms of the softmax's denominators log_BHL, float32."""
+    if q_BHLC.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHLC, k_BJSC, v_BJSC, 0.0, causal)
     y_BHLC, log_BHL1, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q_BHLC, k_BJSC, v_BJSC, None, True, 0.0, causal, False
     )

@@ -47,6 +47,21 @@ def test_blocks_cover_the_past_in_few_sizes(past: int) -> None:
     assert len(blocks) == past.bit_count()
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("L", "S"), [(2, 3), (9, 10), (9, 100), (64, 128), (130, 1000)])
+def test_on_a_cpu_a_past_is_taken_by_itself_without_a_mask(
+    L: int, S: int, dtype: torch.dtype, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = torch.randn(2, L, 3, 8, dtype=dtype)
+    k, v = torch.randn(2, S, 6, 8, dtype=dtype).split(3, dim=2)
+    scores = torch.einsum("blhc,bshc->bhls", q.double(), k.double()) * 8**-0.5
+    later = torch.arange(S) > torch.arange(S - L, S)[:, None]
+    want = torch.einsum("bhls,bshc->blhc", scores.masked_fill(later, -torch.inf).softmax(dim=-1), v.double())
+    monkeypatch.setattr("sh2.mixers.attention._mask", None)
+    with torch.no_grad():
+        assert relative_error(attend(q, k, v, None), want) < error
+
+
 @pytest.mark.parametrize("S", [8, 16, 24, 64])
 def test_blocks_joined_are_attention_to_everything(S: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the fused kernel's place taken by its definition, which runs here."""
@@ -59,6 +74,7 @@ def test_blocks_joined_are_attention_to_everything(S: int, monkeypatch: pytest.M
         return plain(q, k, v, causal=causal)
 
     monkeypatch.setattr(fused, "_attend", define)
+    monkeypatch.setattr(fused, "_plans", lambda device: True)
     monkeypatch.setattr("sh2.mixers.attention.fits", lambda *_: True)
     assert relative_error(attend(q, k, v, None), want) < 1e-6
     assert sizes == [(8, True), *((1 << bit, False) for bit in reversed(range(7)) if S - 8 & 1 << bit)]
