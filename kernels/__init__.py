@@ -5,9 +5,10 @@ comes out continues it. Pieces of a sequence, however cut, give the outputs of o
 """
 
 from kernels.attention_merge import merge_attention
-from kernels.attention_step import attention_append, attention_step, pack, unpack
+from kernels.attention_step import attention_append, attention_step
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
+from kernels.fp8 import E4M3_MAX, pack, quantise, rescale, scale_of, unpack
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.linear_step import few_rows, gated_step, linear_step
@@ -16,6 +17,7 @@ from kernels.rms_norm import rms_norm, rms_norm_and_sum
 from kernels.rotary import rotate
 
 __all__ = [
+    "E4M3_MAX",
     "Backend",
     "FirState",
     "ModalPiece",
@@ -37,8 +39,11 @@ __all__ = [
     "modal_scan",
     "pack",
     "packed_linear",
+    "quantise",
+    "rescale",
     "rms_norm",
     "rms_norm_and_sum",
     "rotate",
+    "scale_of",
     "unpack",
 ]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+_FP8_CAPABILITY = (8, 9)  # of the first GPUs that know it
+
 
 class Backend(StrEnum):
     """`auto` takes Triton where it can run and says once why it cannot; `triton` raises with the reason."""
@@ -40,6 +42,13 @@ def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None
     if z_BLE.is_cuda and not torch.compiler.is_compiling():
         _say_once(operator, reason)
     return False
+
+
+def lacks_fp8(x: Tensor) -> str | None:
+    """Say that a tensor's GPU does not know FP8; None if it does, or if the tensor is on none."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < _FP8_CAPABILITY:
+        return f"{torch.cuda.get_device_name(x.device)} does not know FP8"
+    return None
 
 
 def limit_in_place(past_BPE: Tensor, inner: Tensor, dtype: torch.dtype) -> str | None:

@@ -18,17 +18,18 @@ Knows nothing of files.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from kernels import quantise, rescale, scale_of
 from sh2.errors import Sh2Error
 from sh2.packed import ROWS, PackedLinear, is_packed
 from sh2.precision import Float32Kept
 
-E4M3_MAX = 448.0
 _TILE = 16  # hardware takes sizes that are multiples of this
 _CAPABILITY = (8, 9)  # of the first devices with FP8 products
 
@@ -51,18 +52,10 @@ class Quantised:
     codes: Tensor  # float8_e4m3fn; float16, which holds the same numbers, where only the emulation uses them
     scale: Tensor  # float32; one for all, or one for each row of the last dimension [..., 1]
 
-
-def scale_of(amax: Tensor) -> Tensor:
-    """The scale, float32, that takes the largest magnitude to the largest E4M3 number; 1 if it is 0 or not finite."""
-    wide = amax.float()
-    # a number over a tensor would be that number times a reciprocal, which rounds twice
-    scale = (torch.full_like(wide, E4M3_MAX) / wide).clamp(max=torch.finfo(torch.float32).max)
-    return torch.where((wide > 0) & wide.isfinite(), scale, torch.ones_like(scale))
-
-
-def quantise(x: Tensor, scale: Tensor) -> Quantised:
-    """Round x * scale to E4M3, ties to even; what lies beyond +-448 becomes +-448, NaN stays."""
-    return Quantised(codes=(x.float() * scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale=scale.float())
+    @classmethod
+    def of(cls, x: Tensor, scale: Tensor | None = None) -> Self:
+        """Round x * scale to E4M3; without a scale, each row takes its own."""
+        return cls(**dict(zip(("codes", "scale"), quantise(x, scale), strict=True)))
 
 
 def fp8_linear(
@@ -76,13 +69,12 @@ def fp8_linear(
         input_scale: one for all of x, float32; None takes each token's own.
         mode: `fp8` (see `fp8_lacks`) or `fp8-emulated`.
     """
-    if input_scale is None:
-        input_scale = scale_of(x_BLD.abs().amax(dim=-1, keepdim=True))
-    x = quantise(x_BLD, input_scale)
-    codes_MD = x.codes.flatten(0, -2)
-    undo = x.scale.reciprocal(), weight_ED.scale.reciprocal()
+    codes_BLD, scale = quantise(x_BLD, input_scale)
+    codes_MD = codes_BLD.flatten(0, -2)
+    undo = scale.reciprocal(), weight_ED.scale.reciprocal()
     if mode is Precision.FP8 and x_BLD.dtype is torch.bfloat16 and undo[0].numel() == 1:
         y_ME = _multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16)
+        y_ME = y_ME if bias_E is None else y_ME + bias_E
     else:
         one = torch.ones_like(undo[1])
         sums_ME = (
@@ -90,9 +82,8 @@ def fp8_linear(
             if mode is Precision.FP8
             else _emulate(codes_MD, weight_ED.codes)
         )
-        y_ME = (sums_ME * (undo[0].reshape(-1, 1) * undo[1])).to(x_BLD.dtype)
-    y_BLE = y_ME.unflatten(0, x_BLD.shape[:-1])
-    return y_BLE if bias_E is None else y_BLE + bias_E
+        y_ME = rescale(sums_ME, undo[0].reshape(-1, 1) * undo[1], bias_E, x_BLD.dtype)
+    return y_ME.unflatten(0, x_BLD.shape[:-1])
 
 
 def _multiply(
@@ -100,9 +91,10 @@ def _multiply(
 ) -> Tensor:
     """The product on hardware, of codes; rows are padded to what it takes."""
     rows = x_MD.shape[0]
-    padded_MD = F.pad(x_MD.view(torch.uint8), (0, 0, 0, -rows % _TILE)).view(torch.float8_e4m3fn)
+    if lacking := -rows % _TILE:
+        x_MD = F.pad(x_MD.view(torch.uint8), (0, 0, 0, lacking)).view(torch.float8_e4m3fn)
     y_ME: Tensor = torch._scaled_mm(
-        padded_MD,
+        x_MD,
         weight_ED.t(),
         scale_a=undo_x.reshape(()),
         scale_b=undo_weight.reshape(()),
@@ -154,7 +146,7 @@ class InputProjection(Float32Kept, nn.Linear):
         key = self.precision, [(tensor.data_ptr(), tensor.dtype) for tensor in tensors], versions
         if self._kept is None or self._kept[0] != key:
             scale = scale_of(self.weight.abs().amax()) if self.fp8_scales is None else self.fp8_scales[1]
-            weight_ED = quantise(self.weight.detach(), scale)
+            weight_ED = Quantised.of(self.weight.detach(), scale)
             if self.precision is Precision.FP8_EMULATED:  # widening FP8 takes longer than a token's product
                 weight_ED = replace(weight_ED, codes=weight_ED.codes.half())
             if isinstance(weight_ED.codes, FakeTensor):  # a trial without values
@@ -196,7 +188,7 @@ class PackedInputProjection(PackedLinear):
         stored = scales is not None and not scales.is_meta
         scale = scales[1] if scales is not None and stored else scale_of(weight_ED.abs().amax())
         scale = scale.to(weight_ED.device, torch.float32)
-        codes = torch.cat([quantise(rows, scale).codes for rows in weight_ED.split(ROWS)]).view(torch.uint8)
+        codes = torch.cat([quantise(rows, scale)[0] for rows in weight_ED.split(ROWS)]).view(torch.uint8)
         units = scale.reciprocal().expand(self.out_features).contiguous()
         return {"codes": codes, "units": units, "weight_scale": scale}
 

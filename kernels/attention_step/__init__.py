@@ -1,6 +1,5 @@
 """Attention of one query a row to all that the row has seen, for decoding."""
 
 from kernels.attention_step.operator import attention_append, attention_step
-from kernels.attention_step.reference import pack, unpack
 
-__all__ = ["attention_append", "attention_step", "pack", "unpack"]
+__all__ = ["attention_append", "attention_step"]

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from kernels.attention_step import reference
-from kernels.backend import Backend, use_triton
+from kernels.backend import Backend, lacks_fp8, use_triton
 
 MAX_CHANNELS = 256
-_CAPABILITY = (8, 9)  # of the first GPUs that know FP8
 
 
 @torch.no_grad()
@@ -90,13 +89,7 @@ def limit(q_BHC: Tensor, keys_BSJC: Tensor) -> str | None:
     """Say what keeps the kernels from these queries and keys; None if nothing does."""
     if (C := q_BHC.shape[2]) > MAX_CHANNELS:
         return f"a head has {C} channels; the kernels take at most {MAX_CHANNELS}"
-    if (
-        keys_BSJC.dtype is torch.uint8
-        and q_BHC.is_cuda
-        and torch.cuda.get_device_capability(q_BHC.device) < _CAPABILITY
-    ):
-        return f"{torch.cuda.get_device_name(q_BHC.device)} does not know FP8"
-    return None
+    return lacks_fp8(q_BHC) if keys_BSJC.dtype is torch.uint8 else None
 
 
 @torch.library.custom_op("evo::attention_step", mutates_args=())

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.fp8.reference import pack, unpack
 from kernels.rotary.reference import rotate
-
-E4M3_MAX = 448.0
 
 
 def attention_step(
@@ -68,23 +67,6 @@ def append(
         v_BJC, value_units_BSJ[place] = pack(v_BJC)
     keys_BSJC[place], values_BSJC[place] = k_BJC.to(keys_BSJC.dtype), v_BJC.to(values_BSJC.dtype)
     return rotate(q_BHC, cos, sin)
-
-
-def pack(x_XC: Tensor) -> tuple[Tensor, Tensor]:
-    """E4M3 codes, kept as bytes, of numbers, and float32 units; a unit takes the largest of C numbers to 448."""
-    wide_XC = x_XC.float()
-    amax_X = wide_XC.abs().amax(dim=-1)
-    # a number over a tensor would be that number times a reciprocal, which rounds twice
-    scale_X = (torch.full_like(amax_X, E4M3_MAX) / amax_X).clamp(max=torch.finfo(torch.float32).max)
-    scale_X = torch.where((amax_X > 0) & amax_X.isfinite(), scale_X, torch.ones_like(scale_X))
-    codes_XC = (wide_XC * scale_X[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return codes_XC.view(torch.uint8), scale_X.reciprocal()
-
-
-def unpack(codes_XC: Tensor, units_X: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The numbers that codes and units stand for, rounded once to a dtype."""
-    # in place: of a long past, another copy would count
-    return codes_XC.view(torch.float8_e4m3fn).to(dtype).mul_(units_X[..., None])
 
 
 def _mask(keys_BSJC: Tensor, begin_B: Tensor | None, end_B: Tensor | None) -> Tensor | None:

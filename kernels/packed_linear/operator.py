@@ -5,11 +5,10 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, use_triton
+from kernels.backend import Backend, lacks_fp8, use_triton
 from kernels.packed_linear import reference
 
 MOST_ROWS = 8  # with more, the sums of a program leave no room for codes on their way
-_CAPABILITY = (8, 9)  # of the first GPUs that know FP8
 
 
 def packed_linear(
@@ -34,15 +33,9 @@ def packed_linear(
     """
     if x_XD.numel() > MOST_ROWS * x_XD.shape[-1] or (torch.is_grad_enabled() and x_XD.requires_grad):
         return reference.packed_linear(x_XD, codes_ED, units_E, bias_E)
-    if not use_triton(backend, "packed_linear", x_XD, _limit(x_XD)):
+    if not use_triton(backend, "packed_linear", x_XD, lacks_fp8(x_XD)):
         return reference.packed_linear(x_XD, codes_ED, units_E, bias_E)
     return _multiply(x_XD, codes_ED, units_E, bias_E)
-
-
-def _limit(x_XD: Tensor) -> str | None:
-    if x_XD.is_cuda and torch.cuda.get_device_capability(x_XD.device) < _CAPABILITY:
-        return f"{torch.cuda.get_device_name(x_XD.device)} does not know FP8"
-    return None
 
 
 @torch.library.custom_op("evo::packed_linear", mutates_args=())

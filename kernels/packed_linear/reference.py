@@ -5,7 +5,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.attention_step.reference import unpack
+from kernels.fp8.reference import unpack
 
 
 def packed_linear(x_XD: Tensor, codes_ED: Tensor, units_E: Tensor, bias_E: Tensor | None = None) -> Tensor:

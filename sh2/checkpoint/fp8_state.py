@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 from torch.serialization import safe_globals
 
-from sh2.fp8 import E4M3_MAX
+from kernels import E4M3_MAX
 
 _HISTORY = 16  # steps that training looked back on, and the largest gradient that E5M2 holds
 _E5M2_MAX = 57344.0

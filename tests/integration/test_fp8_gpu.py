@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import sh2
+from kernels import quantise, scale_of
 from sh2.bench.models import random_model
-from sh2.fp8 import Precision, Quantised, _emulate, _multiply, fp8_linear, precision_of, quantise, scale_of
+from sh2.fp8 import Precision, Quantised, _emulate, _multiply, fp8_linear, precision_of
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import Numbers, loaded_bytes
 from sh2.presets import preset
@@ -21,14 +22,14 @@ def operands(rows: int, D: int) -> tuple[torch.Tensor, Quantised]:
     generator = torch.Generator("cuda").manual_seed(rows)
     x_MD = torch.randn(rows, D, generator=generator, device="cuda")
     weight_ED = torch.randn(3 * D, D, generator=generator, device="cuda") * 0.02
-    return x_MD, quantise(weight_ED, scale_of(weight_ED.abs().amax()))
+    return x_MD, Quantised.of(weight_ED, scale_of(weight_ED.abs().amax()))
 
 
 def test_codes_are_those_of_the_cpu() -> None:
     values = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()  # every bfloat16
     scale = torch.tensor(1.37)
-    on_gpu = quantise(values.cuda(), scale.cuda()).codes.cpu().float()
-    torch.testing.assert_close(on_gpu, quantise(values, scale).codes.float(), rtol=0, atol=0, equal_nan=True)
+    on_gpu = quantise(values.cuda(), scale.cuda())[0].cpu().float()
+    torch.testing.assert_close(on_gpu, quantise(values, scale)[0].float(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 300])
@@ -37,7 +38,7 @@ def test_codes_are_those_of_the_cpu() -> None:
 def test_hardware_and_emulation_agree_to_the_last_rounding(rows: int, D: int) -> None:
     """Exact products, summed as widely as the hardware can, and one rounding to bfloat16."""
     x_MD, weight_ED = operands(rows, D)
-    codes_MD = quantise(x_MD, scale_of(x_MD.abs().amax())).codes
+    codes_MD = quantise(x_MD, scale_of(x_MD.abs().amax()))[0]
     one = torch.ones((), device="cuda")
     real = _multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32, fast=False)
     emulated = _emulate(codes_MD, weight_ED.codes)

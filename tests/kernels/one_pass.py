@@ -23,6 +23,8 @@ from kernels import (
     merge_attention,
     pack,
     packed_linear,
+    quantise,
+    rescale,
     rms_norm,
     rms_norm_and_sum,
     rotate,
@@ -74,6 +76,10 @@ def main() -> None:
             linear_step(x, weight, bias, **norm, onto_XE=onto, backend=Backend.TRITON)
             gated_step(x, weight, up, **norm, activation="gelu", backend=Backend.TRITON)
             packed_linear(x, *pack(weight), bias, backend=Backend.TRITON)
+            sys.stderr.write(f"quantise, rescale, {dtype}\n")
+            _, scale = quantise(weight, backend=Backend.TRITON)
+            quantise(weight, scale[0], backend=Backend.TRITON)
+            rescale(randn(_D + 1, _L), scale, x[0], dtype, backend=Backend.TRITON)
     torch.cuda.synchronize()
 
 

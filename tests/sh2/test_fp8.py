@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from kernels import quantise, scale_of
 from sh2.errors import Sh2Error
-from sh2.fp8 import InputProjection, Precision, Quantised, fp8_lacks, fp8_linear, precision_of, quantise, scale_of
+from sh2.fp8 import InputProjection, Precision, Quantised, fp8_lacks, fp8_linear, precision_of
 from sh2.model import StripedHyena2
 from tests.sh2.models import TINY, tiny
 
@@ -41,7 +42,7 @@ def rounded(value: float) -> float:
 
 
 def codes_of(values: torch.Tensor) -> torch.Tensor:
-    return quantise(values, ONE).codes
+    return quantise(values, ONE)[0]
 
 
 def test_every_code_is_what_the_definition_says_and_rounds_to_itself() -> None:
@@ -75,7 +76,7 @@ def test_what_is_too_large_becomes_the_largest_and_half_the_smallest_nothing(val
 def test_rounding_is_that_of_the_oracle_and_of_torch(values: list[float], scale: float) -> None:
     x = torch.tensor(values)
     scaled = x * scale
-    found = quantise(x, torch.tensor(scale)).codes
+    found = quantise(x, torch.tensor(scale))[0]
     assert torch.equal(found.float(), scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float())
     np.testing.assert_array_equal(found.double().numpy(), [rounded(float(one)) for one in scaled])
 
@@ -91,7 +92,7 @@ def operands(*, seed: int = 0, D: int = 64, E: int = 48) -> tuple[torch.Tensor, 
     generator = torch.Generator().manual_seed(seed)
     x_BLD = torch.randn(3, 17, D, generator=generator) * torch.logspace(-3, 3, 17)[:, None]
     weight_ED = torch.randn(E, D, generator=generator) * 0.02
-    return x_BLD, quantise(weight_ED, scale_of(weight_ED.abs().amax()))
+    return x_BLD, Quantised.of(weight_ED, scale_of(weight_ED.abs().amax()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -162,7 +163,7 @@ def test_the_weight_in_fp8_follows_the_weight() -> None:
             weight = made.weight.detach()
             kept = made.quantised_weight()
             scale = scale_of(weight.abs().amax()) if made.fp8_scales is None else made.fp8_scales[1]
-            assert torch.equal(kept.codes.float(), quantise(weight, scale).codes.float())
+            assert torch.equal(kept.codes.float(), quantise(weight, scale)[0].float())
             assert made.quantised_weight() is kept
 
 
@@ -175,7 +176,7 @@ def test_stored_scales_keep_float32_and_are_used() -> None:
     made.precision = Precision.FP8_EMULATED
     x_BLD = torch.randn(1, 4, 32).bfloat16()
     with torch.no_grad():
-        want = fp8_linear(x_BLD, quantise(made.weight, stored[1]), made.bias, stored[0], Precision.FP8_EMULATED)
+        want = fp8_linear(x_BLD, Quantised.of(made.weight, stored[1]), made.bias, stored[0], Precision.FP8_EMULATED)
         assert torch.equal(made(x_BLD), want)
 
 
