@@ -1,9 +1,12 @@
-"""Training with the products of linear layers in FP8, by torchao: forward in E4M3, gradients in E5M2.
+"""Training with the products of linear layers in FP8 (E4M3), by torchao: forward, and the gradients of what goes in.
 
-Every operand is scaled by its own largest value at every step. What is trained stays as it was: weights in float32,
-under the same names. The embedding, the logits, filters and attention are not touched.
+Every row of an operand is scaled by its own largest value at every step. The gradients of weights are products in
+bfloat16: in FP8 they would need both operands once more, transposed, and that costs more time than they save. What is
+trained stays as it was: weights in float32, under the same names. The embedding, the logits, filters and attention are
+not touched.
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +16,7 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import fp8_lacks
 from sh2.model import StripedHyena2
 
+_RECIPE = "rowwise_with_gw_hp"  # of torchao
 _TILE = 16  # FP8 products take sizes that are multiples of this
 
 
@@ -51,9 +55,8 @@ def use_fp8_linears(model: StripedHyena2, device: torch.device, *, emulate: bool
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     wanted = {name for name, _ in _linears(model)}
-    convert_to_float8_training(
-        model, module_filter_fn=lambda _, name: name in wanted, config=Float8LinearConfig(emulate=emulate)
-    )
+    recipe = replace(Float8LinearConfig.from_recipe_name(_RECIPE), emulate=emulate)
+    convert_to_float8_training(model, module_filter_fn=lambda _, name: name in wanted, config=recipe)
 
 
 def _linears(model: StripedHyena2) -> list[tuple[str, nn.Linear]]:

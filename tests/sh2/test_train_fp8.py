@@ -18,13 +18,13 @@ from tests.sh2.test_train_loop import trainer
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CPU = torch.device("cpu")
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+LARGEST = 448.0
 
 
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x on the grid of an FP8 dtype that is stretched to its largest value, in float64."""
-    scale = (LARGEST[dtype] / x.abs().max().double()).float()
-    return (x.float() * scale).to(dtype).double() / scale.double()
+def rounded(x: Tensor, dim: int) -> Tensor:
+    """x on the E4M3 grid, stretched by a power of two for the largest value along a dimension, in float64."""
+    scale = torch.exp2(torch.floor(torch.log2(LARGEST / x.abs().amax(dim, keepdim=True).double())))
+    return (x.double() * scale).float().to(torch.float8_e4m3fn).double() / scale
 
 
 def converted(config=TINY) -> StripedHyena2:
@@ -42,12 +42,11 @@ def test_a_product_is_that_of_rounded_operands_and_so_are_its_gradients() -> Non
     y = layer(x)
     y.backward(dy)
 
-    rounded_x, rounded_w = (rounded(part.detach(), torch.float8_e4m3fn) for part in (x, layer.weight))
-    rounded_dy = rounded(dy, torch.float8_e5m2)
+    weight = layer.weight.detach()
     for found, expected in (
-        (y, rounded_x @ rounded_w.T),
-        (x.grad, rounded_dy @ rounded_w),
-        (layer.weight.grad, rounded_dy.T @ rounded_x),
+        (y, rounded(x.detach(), 1) @ rounded(weight, 1).T),
+        (x.grad, rounded(dy, 1) @ rounded(weight, 0)),
+        (layer.weight.grad, dy.double().T @ x.detach().double()),  # as precise as what comes in
     ):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert (y - torch.nn.functional.linear(x, layer.weight)).norm() > 0.01 * y.norm()
@@ -106,12 +105,14 @@ def test_hardware_computes_what_is_emulated() -> None:
     shape = replace(TINY, width=128, mlp_width=256)
     ids = torch.randint(256, (2, 512), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     found = []
-    for emulate in (False, True):
+    for emulate in (False, True, None):
         model = StripedHyena2(shape).cuda()
-        use_fp8_linears(model, torch.device("cuda"), emulate=emulate)
+        if emulate is not None:
+            use_fp8_linears(model, torch.device("cuda"), emulate=emulate)
         with torch.autocast("cuda", torch.bfloat16):
             x_BLD = model.whole(ids)
         x_BLD.float().square().mean().backward()
         found.append([x_BLD.float(), model.blocks[0].mixer.input.weight.grad])
-    for one, other in zip(*found, strict=True):
-        assert (one - other).norm() < 0.05 * other.norm()
+    # sums in another order turn some roundings around: far fewer than there are
+    for hardware, emulated, bf16 in zip(*found, strict=True):
+        assert (hardware - emulated).norm() < 0.5 * (emulated - bf16).norm()
