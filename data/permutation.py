@@ -37,22 +37,24 @@ def mix_range(key: int, count: int) -> NDArray[np.uint64]:
 
 
 class Permutation:
-    """A pseudo-random permutation of range(size), chosen by `key`; `permutation(i)` takes constant time and memory."""
+    """A pseudo-random permutation of range(size), chosen by `key`; a value takes constant time and memory."""
 
     def __init__(self, *, size: int, key: int) -> None:
         self.size = size
-        self._radix = max(2, math.isqrt(max(size - 1, 0)) + 1)
-        self._keys = tuple(mix(key, step) for step in range(_ROUNDS))
+        self._radix = np.uint64(max(2, math.isqrt(max(size - 1, 0)) + 1))
+        self._keys = [np.uint64(mix(key, step)) for step in range(_ROUNDS)]
 
-    def __call__(self, index: int) -> int:
-        """Where `index` goes. Raises IndexError outside range(size)."""
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        radix = self._radix
-        while True:
-            left, right = divmod(index, radix)
-            for key in self._keys:
-                left, right = right, (left + ((((right ^ key) * _MULTIPLIER_1) & _MASK) >> 32)) % radix
-            index = left * radix + right
-            if index < self.size:
-                return index
+    def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where indices [N] go. Raises IndexError outside range(size)."""
+        if not ((indices >= 0) & (indices < self.size)).all():
+            raise IndexError(indices)
+        images = self._walk(indices.astype(np.uint64))
+        while len(outside := np.flatnonzero(images >= self.size)):
+            images[outside] = self._walk(images[outside])
+        return images.astype(np.int64)
+
+    def _walk(self, places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = np.divmod(places, self._radix)
+        for key in self._keys:
+            left, right = right, (left + ((right ^ key) * np.uint64(_MULTIPLIER_1) >> np.uint64(32))) % self._radix
+        return left * self._radix + right

@@ -115,20 +115,25 @@ class Windows:
             raise DataError(f"a batch needs first >= 0 and count >= 1, got first {first} and count {count}")
         coded = np.full((count, self.options.length + 1), PAD, dtype=np.uint8)
         starts = np.zeros(coded.shape, dtype=np.bool_)
-        for row in range(count):
-            number, window = divmod(first + row, len(self))
-            epoch = self._epoch(number)
-            self._fill(epoch, window if epoch.windows is None else epoch.windows(window), coded[row], starts[row])
+        done = 0
+        while done < count:
+            number, window = divmod(first + done, len(self))
+            stop = min(count, done + len(self) - window)
+            self._fill_all(self._epoch(number), window, coded[done:stop], starts[done:stop])
+            done = stop
         tokens = np.frombuffer(bytearray(coded.data).translate(_TOKEN), dtype=np.uint8).reshape(coded.shape)
         return Batch(tokens=tokens, weights=self._weights(coded), document_starts=starts)
 
     def _weights(self, coded: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The weights of all but the first token of every row: a piece at a time, whose indices stay in the cache."""
-        weights = np.empty((len(coded), self.options.length), dtype=np.float32)
-        for row, codes in zip(weights, coded, strict=True):
-            for first in range(0, len(row), _PIECE):
-                piece = row[first : first + _PIECE]
-                self._weight.take(codes[first + 1 : first + 1 + len(piece)], out=piece, mode="clip")
+        count, length = len(coded), self.options.length
+        weights = np.empty((count, length), dtype=np.float32)
+        rows, columns = max(1, _PIECE // length), min(length, _PIECE)
+        for row in range(0, count, rows):
+            for column in range(0, length, columns):
+                piece = weights[row : row + rows, column : column + columns]
+                codes = coded[row : row + rows, column + 1 : column + 1 + columns]
+                self._weight.take(codes, out=piece, mode="clip")
         return weights
 
     def _document_lengths(self) -> NDArray[np.int64]:
@@ -159,6 +164,28 @@ class Windows:
             phase=mix(options.seed, _PHASE, number) % self._ring if options.shuffle else 0,
             windows=Permutation(size=len(self), key=mix(options.seed, _WINDOW, number)) if options.shuffle else None,
         )
+
+    def _fill_all(self, epoch: _Epoch, window: int, coded: NDArray[np.uint8], starts: NDArray[np.bool_]) -> None:
+        """Write window number `window` of an epoch and those after it, one a row."""
+        width = self.options.length + 1
+        windows = window + np.arange(len(coded))
+        if epoch.windows is not None:
+            windows = epoch.windows(windows)
+        positions = (epoch.phase + windows * self.options.length - 1) % self._ring
+        # most windows are bases of one document, and hold no start of it: a copy each
+        documents = np.searchsorted(epoch.ends, positions, side="right")
+        segments, reverse = epoch.segments[documents], epoch.reverse[documents]
+        bases_end = epoch.ends[documents] - 1
+        before = positions - (bases_end - (segments["end"] - segments["start"]))
+        plain = (before > 0) & (positions + width <= bases_end) & ((windows + 1) * self.options.length <= self._ring)
+        columns = (windows, segments["start"], segments["end"], before, reverse, plain)
+        for row, (number, start, end, low, backwards, is_plain) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            if is_plain:
+                coded[row] = self._bases(start, end, low, low + width, backwards)
+            else:
+                self._fill(epoch, number, coded[row], starts[row])
 
     def _fill(self, epoch: _Epoch, window: int, row: NDArray[np.uint8], starts: NDArray[np.bool_]) -> None:
         """Write the tokens of a window, tags marked by _TAG_BIT, and the starts of its documents."""

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_AHEAD = 2  # batches made before they are asked for
+_AHEAD = 2  # groups of batches made before they are asked for
+_TOGETHER = 1 << 20  # tokens of a group: to make small batches one by one is to wait for a thread each time
 
 
 class WindowBatch(Protocol):
@@ -60,7 +61,7 @@ class HostBatch:
             tokens=_tensor(batch.tokens, pinned),
             weights=_tensor(batch.weights, pinned),
             document_starts=_tensor(batch.document_starts, pinned),
-            weight=float(batch.weights.sum(dtype="float64")),
+            weight=_sum(batch.weights),
         )
 
     def rows(self, rows: slice) -> "HostBatch":
@@ -90,14 +91,23 @@ class Loader:
         # a new thread's GPU is the first, and pinning would take memory there
         prepare = partial(torch.cuda.set_device, torch.cuda.current_device()) if pinned else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="windows", initializer=prepare)
-        self._ahead: deque[Future[HostBatch]] = deque()
+        self._windows = 1  # of a group, until it is known how long they are
+        self._following = next(self._wanted, None)
+        self._ahead: deque[Future[list[HostBatch | Exception]]] = deque()
+        self._ready: deque[HostBatch | Exception] = deque()
         self._order()
 
     def next(self) -> HostBatch:
         """Return the next batch, waiting for it if need be; whatever the source raises is raised here."""
-        batch = self._ahead.popleft()
-        self._order()
-        return batch.result()
+        if not self._ready:
+            group = self._ahead.popleft()
+            self._order()
+            self._ready.extend(group.result())
+        batch = self._ready.popleft()
+        if isinstance(batch, Exception):
+            raise batch
+        self._windows = _TOGETHER // batch.tokens.shape[1]
+        return batch
 
     def __enter__(self) -> Self:
         return self
@@ -106,13 +116,38 @@ class Loader:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _order(self) -> None:
-        while len(self._ahead) < _AHEAD and (numbers := next(self._wanted, None)) is not None:
-            self._ahead.append(self._thread.submit(self._make, *numbers))
+        while len(self._ahead) < _AHEAD and (group := self._group()):
+            self._ahead.append(self._thread.submit(self._make, group))
 
-    def _make(self, first: int, count: int) -> HostBatch:
-        return HostBatch.of(self._source.batch(first, count), pinned=self._pinned)
+    def _group(self) -> list[tuple[int, int]]:
+        """The next batch, and as many after it as follow in the stream and are not too long together."""
+        group: list[tuple[int, int]] = []
+        while self._following is not None:
+            first, count = self._following
+            if group and (first != sum(group[-1]) or first + count - group[0][0] > self._windows):
+                break
+            group.append(self._following)
+            self._following = next(self._wanted, None)
+        return group
+
+    def _make(self, group: list[tuple[int, int]]) -> list[HostBatch | Exception]:
+        begin, end = group[0][0], sum(group[-1])
+        try:
+            batch = self._source.batch(begin, end - begin)
+        except Exception as error:
+            if len(group) == 1:
+                return [error]
+            # those before the one that cannot be made are given
+            return [one for numbers in group for one in self._make([numbers])]
+        whole = HostBatch.of(batch, pinned=self._pinned)
+        parts = [slice(first - begin, first - begin + count) for first, count in group]
+        return [replace(whole.rows(rows), weight=_sum(batch.weights[rows])) for rows in parts]
 
 
 def _tensor(array: npt.NDArray[Any], pinned: bool) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory() if pinned else tensor
+
+
+def _sum(weights: npt.NDArray[np.float32]) -> float:
+    return float(weights.sum(dtype="float64"))

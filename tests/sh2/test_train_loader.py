@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sh2.train import loader as loader_module
 from sh2.train.loader import HostBatch, Loader
 from tests.sh2.test_train_update import RandomWindows
 
@@ -19,17 +20,18 @@ class Watched(RandomWindows):
     def batch(self, first, count):
         self.asked.append((first, count))
         self.threads.add(threading.current_thread().name)
-        if first >= 90:
+        if first + count > 90:
             raise ValueError("the disk is gone")
         return super().batch(first, count)
 
 
 def test_batches_are_the_source_s_in_order_and_made_before_they_are_asked_for() -> None:
     source = Watched(12)
-    wanted = [(4, 2), (6, 2), (8, 3), (0, 1)]
+    wanted = [(4, 2), (6, 2), (8, 3), (11, 2), (13, 2), (0, 1), (1, 2), (3, 1)]
     with Loader(source, iter(wanted), pinned=False) as loader:
         found = [loader.next() for _ in wanted]
-    assert source.asked == wanted
+    # one by one until their length is known, then all that follow one another
+    assert source.asked == [(4, 2), (6, 2), (8, 3), (11, 4), (0, 4)]
     assert all(name.startswith("windows") for name in source.threads)
     for (first, count), batch in zip(wanted, found, strict=True):
         plain = RandomWindows(12).batch(first, count)
@@ -39,20 +41,27 @@ def test_batches_are_the_source_s_in_order_and_made_before_they_are_asked_for() 
         assert batch.weight == plain.weights.sum(dtype="float64")
 
 
-def test_it_works_ahead_while_nobody_asks_but_not_far() -> None:
+def test_it_works_ahead_while_nobody_asks_but_not_far(monkeypatch) -> None:
+    monkeypatch.setattr(loader_module, "_TOGETHER", 4 * 13)  # of 12 targets: 4 windows
     source = Watched(12)
     with Loader(source, ((number, 1) for number in range(50)), pinned=False) as loader:
-        loader.next()
+        for _ in range(3):
+            loader.next()
         loader._thread.submit(lambda: None).result()  # behind what was ordered
-        assert source.asked == [(0, 1), (1, 1), (2, 1)]
-    assert len(source.asked) == 3
+        assert source.asked == [(0, 1), (1, 1), (2, 1), (3, 4), (7, 4)]
+        loader.next()
+        loader._thread.submit(lambda: None).result()
+        assert source.asked[5:] == [(11, 4)]
+    assert len(source.asked) == 6
 
 
 def test_what_goes_wrong_is_said_where_it_is_asked_for_and_not_before() -> None:
-    with Loader(Watched(12), [(88, 1), (95, 1)], pinned=False) as loader:
-        assert len(loader.next().tokens) == 1
-        with pytest.raises(ValueError, match="the disk is gone"):
-            loader.next()
+    for good in ([(88, 1)], [(86, 1), (87, 1), (88, 1), (89, 1)]):  # apart from the bad one, and in one group with it
+        with Loader(Watched(12), [*good, (90, 1)], pinned=False) as loader:
+            for first, _ in good:
+                assert np.array_equal(loader.next().tokens.numpy(), RandomWindows(12).batch(first, 1).tokens)
+            with pytest.raises(ValueError, match="the disk is gone"):
+                loader.next()
 
 
 def test_nothing_is_waited_for_when_a_run_ends_early() -> None:

@@ -247,8 +247,9 @@ def test_a_diverged_run_stops_and_names_the_step_and_the_last_good_checkpoint(tm
     class Poisoned(Windows):
         def batch(self, first, count):
             batch = super().batch(first, count)
-            if first == 2 * (7 - 1):
-                batch.weights[0, 0] = np.inf
+            poisoned = 2 * (7 - 1)
+            if first <= poisoned < first + count:
+                batch.weights[poisoned - first, 0] = np.inf
             return batch
 
     with pytest.raises(Sh2Error, match=r"training diverged at step 7: loss nan, .* is .*step_00000005") as caught:
