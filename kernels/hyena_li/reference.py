@@ -1,6 +1,6 @@
 """Hyena-LI in plain torch: the long filter is a diagonal linear recurrence, run as a chunked scan, linear in length."""
 
-# B batch, L length, D width, E = 3D projected channels, N modes, T tokens a chunk, M chunks, P past inputs
+# B batch, L length, D width, E = 3D projected channels, N modes, T tokens a chunk, M chunks, X = B M, P past inputs
 
 from typing import Any, NamedTuple
 
@@ -49,34 +49,34 @@ def _scan_chunks(
     B, L, D = w_BLD.shape
     t = torch.arange(T, device=w_BLD.device, dtype=w_BLD.dtype)
     powers_DNT = torch.exp(log_poles_DN[:, :, None] * t)
-    w_DTX = w_BLD.reshape(B * (L // T), T, D).permute(2, 1, 0).contiguous()
+    w_DXT = _Turned.apply(w_BLD.reshape(B * L, D)).view(D, -1, T)
 
     # within a chunk: a lower triangular Toeplitz matrix of the filter's first T values
     h_DT = torch.einsum("dn,dnt->dt", residues_DN, powers_DNT)
     toeplitz_DTT = torch.nn.functional.pad(h_DT, (T - 1, 0)).unfold(1, T, 1).flip(-1)
-    y_DTX = torch.bmm(toeplitz_DTT, w_DTX)
+    y_DXT = torch.bmm(w_DXT, toeplitz_DTT.mT)
 
     # between chunks: what each chunk adds to the state at its end, carried on by lambda^T
-    added_DNX = torch.bmm(powers_DNT.flip(-1), w_DTX)
-    added_BMDN = added_DNX.unflatten(2, (B, L // T)).permute(2, 3, 0, 1)
+    added_DXN = torch.bmm(w_DXT, powers_DNT.flip(-1).mT)
+    added_BMDN = added_DXN.unflatten(1, (B, L // T)).permute(1, 2, 0, 3)
     before_BMDN, modes_BDN = _carry(added_BMDN, log_poles_DN * T, modes_BDN)
 
     # a chunk's state before its first token decays by t+1 steps up to its token t
-    out_DTN = (residues_DN[:, :, None] * torch.exp(log_poles_DN[:, :, None] * (t + 1))).mT
-    y_DTX = _PackedGradient.apply(torch.baddbmm(y_DTX, out_DTN, before_BMDN.permute(2, 3, 0, 1).flatten(2)))
-    return y_DTX.permute(2, 1, 0).reshape(B, L, D), modes_BDN
+    out_DNT = residues_DN[:, :, None] * torch.exp(log_poles_DN[:, :, None] * (t + 1))
+    y_DXT = torch.baddbmm(y_DXT, before_BMDN.permute(2, 0, 1, 3).flatten(1, 2), out_DNT)
+    return _Turned.apply(y_DXT.view(D, B * L)).view(B, L, D), modes_BDN
 
 
-class _PackedGradient(torch.autograd.Function):
-    """Nothing, but that the gradient is packed, once for all products that take it: each would do so by itself."""
+class _Turned(torch.autograd.Function):
+    """A matrix transposed in memory, and its gradient likewise: what follows is slow on one that only seems so."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.t().contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].contiguous()
+        return grads[0].t().contiguous()
 
 
 def _carry(added_BMDN: Tensor, log_decay_DN: Tensor, modes_BDN: Tensor) -> tuple[Tensor, Tensor]:
