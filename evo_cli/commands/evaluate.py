@@ -127,6 +127,52 @@ def markov(
 
 
 @evaluate.command()
+def positions(
+    input: InputArgument,
+    model: ModelOption,
+    split: SplitOption = "valid",
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Bases of a window; the model's own by default.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the bits by position.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+    backend: BackendOption = BackendName.AUTO,
+) -> None:
+    """Print a model's bits per base by how many bases come before, as TSV: what it makes of its context.
+
+    Sequences are cut into windows of --context bases, each read by itself; what is left at an end is not read. A row is
+    of the bases that have first to last others before them in their window; error is the standard error of the mean,
+    from window to window.
+
+    \b
+    Examples:
+      evo eval positions genome.fa --model run/model --plot positions.png
+      evo eval positions genome.h5 --split test --model long/model --context 131072
+    """
+    from evo_cli.evaluation.held_out import read_stretches
+    from evo_cli.evaluation.positions import by_position, plot_positions
+    from evo_cli.inference import load_model, precision_mark
+    from evo_cli.outputs.stream import check_outputs
+    from evo_cli.progress import counter
+
+    check_outputs([plot], [input])
+    stretches = read_stretches(input, split)
+    loaded = load_model(model, device, precision, backend)
+    window = context or loaded.config.context
+    with counter("eval", total=sum(stretch.size - stretch.size % window for stretch in stretches)) as advance:
+        found = by_position(loaded, stretches, window, advance)
+    if plot is not None:
+        plot_positions(found, plot, title=f"{input}, {model}")
+    mark = precision_mark(loaded)
+    typer.echo("model\tsplit\tcontext\tfirst\tlast\tbases\tbits_per_base\terror" + ("\tprecision" if mark else ""))
+    for row in found:
+        cells = [model, _split(input, split), window, row.first, row.stop - 1, row.bases]
+        figures = [f"{row.bits_per_base:.4f}", f"{row.error:.4f}", *([mark] if mark else [])]
+        typer.echo("\t".join(map(str, [*cells, *figures])))
+
+
+@evaluate.command()
 def recall(
     model: ModelOption,
     lengths: Annotated[str, typer.Option("--lengths", help="Bases before what is asked for; commas between.")] = "1024",

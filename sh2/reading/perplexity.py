@@ -70,6 +70,36 @@ def window_ends(count: int, context: int, stride: int) -> list[int]:
     return [*range(context, count, stride), count]
 
 
+def window_log_probs(
+    model: StripedHyena2,
+    tokens: Tokens,
+    *,
+    length: int,
+    max_tokens: int = 65_536,
+    progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float32]:
+    """Return the log-probabilities of a sequence that is cut into windows, each read as a document of its own.
+
+    Args:
+        length: tokens of a window; what is left after the last whole one is not read.
+        max_tokens: tokens of one batch, at most; one window at least.
+        progress: called with the number of tokens that were newly scored.
+
+    Returns:
+        float32 [windows, length]: token p of a window has the p before it, and an EOD before these; natural logarithms.
+    """
+    ids = as_ids(tokens, model.config.vocab_size)
+    windows = ids[: ids.size - ids.size % length].reshape(-1, length)
+    log_probs = np.empty(windows.shape, dtype=np.float32)
+    rows = max(1, max_tokens // length)
+    for first in range(0, len(windows), rows):
+        batch = windows[first : first + rows]
+        with_eod = np.concatenate([np.full((len(batch), 1), EOD), batch], axis=1)
+        log_probs[first : first + rows] = token_log_probs(model, list(with_eod))
+        progress(batch.size)
+    return log_probs
+
+
 def score_sliding(
     model: StripedHyena2,
     tokens: Tokens,
