@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evo_cli.allocation import keep_freed_memory
 from sh2.errors import Sh2Error
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def mark_of(config: "ModelConfig", runs: str) -> str | None:
 
 
 def resolve_device(device: str) -> str:
-    """Turn `auto` into a device, and check that a named one is there.
+    """Turn `auto` into a device, and check that a named one is there; make the process ready for it.
 
     Raises:
         Sh2Error: the device does not exist on this machine.
@@ -207,7 +208,7 @@ def resolve_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
         known = wanted.type in ("cpu", "cuda")
@@ -219,6 +220,8 @@ def resolve_device(device: str) -> str:
         raise Sh2Error(f"there is no device `{device}`: torch sees {torch.cuda.device_count()} GPUs").hint(
             "run `evo doctor`, or use --device cpu"
         )
+    if wanted.type == "cpu":
+        keep_freed_memory()
     return device
 
 
