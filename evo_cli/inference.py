@@ -200,7 +200,7 @@ def mark_of(config: "ModelConfig", runs: str) -> str | None:
 
 
 def resolve_device(device: str) -> str:
-    """Turn `auto` into a device, and check that a named one is there; make the process ready for it.
+    """Turn `auto` into a device, and check that a named one is there; make the process ready for a model on it.
 
     Raises:
         Sh2Error: the device does not exist on this machine.
@@ -209,6 +209,15 @@ def resolve_device(device: str) -> str:
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
+    if device.startswith("cpu"):
+        keep_freed_memory()
+    return device
+
+
+def _check_device(device: str) -> None:
+    import torch
+
     try:
         wanted = torch.device(device)
         known = wanted.type in ("cpu", "cuda")
@@ -220,9 +229,6 @@ def resolve_device(device: str) -> str:
         raise Sh2Error(f"there is no device `{device}`: torch sees {torch.cuda.device_count()} GPUs").hint(
             "run `evo doctor`, or use --device cpu"
         )
-    if wanted.type == "cpu":
-        keep_freed_memory()
-    return device
 
 
 def resolve_devices(text: str) -> list[str]:
@@ -243,8 +249,8 @@ def resolve_devices(text: str) -> list[str]:
     if len(copies) == 1 and "+" not in text:
         return [resolve_device(*copies)]
     devices = [device for copy in copies for device in parse_devices(copy)]
-    for device in devices:
-        resolve_device(str(device))
+    for device in devices:  # a host behind a GPU gives back what it has freed
+        _check_device(str(device))
     gpus = [device.index or 0 for device in devices if device.type == "cuda"]
     if len(set(gpus)) < len(gpus):
         raise Sh2Error(f"`--device {text}` names a GPU twice").hint("a GPU runs one copy of a model, or a part of one")

@@ -15,6 +15,7 @@ from data.errors import DataError
 from data.reader import read_records
 from data.sequence import IS_BASE, reverse_complement, to_upper_dna
 from data.store import Split, TokenStore
+from evo_cli.outputs.picture import blank, save
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
@@ -154,13 +155,7 @@ def _restored(model: "StripedHyena2", *, changes: bool) -> Iterator[None]:
 
 def plot_bits(curves: dict[str, Bits], picture: Path, *, title: str) -> None:
     """Draw bits per base along the sequences, and the mean of all before; atomically, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from data.atomic import replacing
-
-    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8, 4)
     axes = figure.subplots()
     for (name, bits), colour in zip(curves.items(), ("#3b6ea5", "#d1602f"), strict=False):
         x = (np.arange(len(bits.curve)) + 0.5) * bits.bases / len(bits.curve) / 1e3
@@ -172,5 +167,4 @@ def plot_bits(curves: dict[str, Bits], picture: Path, *, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
     axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
-    with replacing(picture.resolve()) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)

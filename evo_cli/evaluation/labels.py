@@ -18,6 +18,7 @@ from data.agreement import (
 )
 from data.errors import DataError
 from data.labels import MISSING, Key, read_labels
+from evo_cli.outputs.picture import blank, save
 
 COLUMNS = ("group", "metric", "variants", "positives", "value", "low", "high")
 _ALL = "all"
@@ -132,14 +133,8 @@ def _cells(estimate: Estimate) -> tuple[str, str, str]:
 
 def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str, label: str) -> None:
     """Draw the curves of all alleles and of the largest groups, or scores over values; atomically, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from data.atomic import replacing
-
     classes = labelled.positives is not None
-    figure = Figure(figsize=(9, 4.2) if classes else (5.5, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(9, 4.2) if classes else blank(5.5, 4.6)
     subsets = sorted(labelled.subsets(), key=lambda one: (one[0] != _ALL, -int(one[1].sum())))[:_MOST_CURVES]
     if labelled.positives is not None:
         left, right = figure.subplots(1, 2)
@@ -170,5 +165,4 @@ def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str,
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, color=_INK)
-    with replacing(picture.resolve()) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data.composition import Composition, compose, draw_pieces, jensen_shannon, kolmogorov_smirnov
 from data.errors import DataError
 from data.reader import read_records
+from evo_cli.outputs.picture import blank, save
 
 COLUMNS = ("metric", "samples", "reference", "distance", "distance_drawn")
 Counts = NDArray[Any]
@@ -88,13 +89,8 @@ def compare(
 def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     """Draw k-mer shares, GC, lengths of reading frames and codon shares; atomically, as PNG."""
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    from data.atomic import replacing
-
-    figure = Figure(figsize=(9, 7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(9, 7)
     (kmers, gc), (orfs, codons) = figure.subplots(2, 2)
     k = max(likeness.samples.kmers)
 
@@ -121,5 +117,4 @@ def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     gc.legend(fontsize=8, frameon=False)
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, color="#333333")
-    with replacing(picture.resolve()) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)

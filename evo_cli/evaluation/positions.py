@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data.atomic import replacing
 from data.errors import DataError
 from data.sequence import IS_BASE, to_upper_dna
 from evo_cli.evaluation.held_out import Bases
+from evo_cli.outputs.picture import blank, save
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
@@ -55,7 +56,7 @@ def by_position(
     return [_row(all_bits[:, first:stop], all_true[:, first:stop], first, stop) for first, stop in pairwise(edges)]
 
 
-def _row(bits: "np.ndarray", true: "np.ndarray", first: int, stop: int) -> Positions:
+def _row(bits: NDArray[np.float64], true: NDArray[np.bool_], first: int, stop: int) -> Positions:
     counts = true.sum(axis=1)
     sums = np.where(true, bits, 0.0).sum(axis=1)
     bases, windows = int(counts.sum()), int((counts > 0).sum())
@@ -68,11 +69,7 @@ def _row(bits: "np.ndarray", true: "np.ndarray", first: int, stop: int) -> Posit
 
 def plot_positions(rows: Sequence[Positions], picture: Path, *, title: str) -> None:
     """Draw bits per base by position, with their errors; atomically, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7, 4)
     axes = figure.subplots()
     shown = [row for row in rows if row.first and row.bases]
     x = [math.sqrt(row.first * row.stop) for row in shown]
@@ -85,5 +82,4 @@ def plot_positions(rows: Sequence[Positions], picture: Path, *, title: str) -> N
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
     axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
-    with replacing(picture.resolve()) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)

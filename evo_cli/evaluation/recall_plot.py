@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.atomic import replacing
+from evo_cli.outputs.picture import blank, save
 
 if TYPE_CHECKING:
     from sh2.reading.recall import Recall
@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 def plot_recall(results: "Sequence[Recall]", picture: Path, *, title: str) -> None:
     """Draw a heat map, lengths across and depths down; atomically, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lengths = list(dict.fromkeys(one.length for one in results))
     depths = list(dict.fromkeys(one.depth for one in results))
     values = np.array([one.accuracy for one in results]).reshape(len(lengths), len(depths)).T
-    figure = Figure(figsize=(2.2 + 0.9 * len(lengths), 1.6 + 0.42 * len(depths)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(2.2 + 0.9 * len(lengths), 1.6 + 0.42 * len(depths))
     axes = figure.subplots()
     # a quarter is what guessing gives
     image = axes.imshow(values, vmin=0.25, vmax=1.0, cmap="viridis", aspect="auto")
@@ -34,5 +30,4 @@ def plot_recall(results: "Sequence[Recall]", picture: Path, *, title: str) -> No
     axes.set(xlabel="length, bases", ylabel="depth of the needle")
     axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
     figure.colorbar(image, ax=axes, label="share of bases recalled")
-    with replacing(picture.resolve()) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)

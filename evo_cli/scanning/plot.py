@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
 from matplotlib.textpath import TextPath
@@ -19,9 +17,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
-from data.atomic import replacing
 from data.intervals import Interval
 from data.regions import sliding_mean
+from evo_cli.outputs.picture import blank, save
 
 BASES = "ACGT"
 LOGO_LENGTH = 150
@@ -55,8 +53,7 @@ def plot_region(path: Path, picture: Picture) -> None:
     names = {name for name, _ in picture.tracks}
     panels = [name for name in _LINES if name in names] + ["bases"] * (set(BASES) <= names)
     heights = [1.0 if name in _LINES else 1.2 for name in panels]
-    figure = Figure(figsize=(11, 0.9 + 1.7 * sum(heights)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(11, 0.9 + 1.7 * sum(heights))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for name, axes in zip(panels, rows, strict=True):
         if name in _LINES:
@@ -70,8 +67,7 @@ def plot_region(path: Path, picture: Picture) -> None:
     _draw_positions(rows[-1], picture.interval)
     figure.align_ylabels(list(rows))
     rows[0].set_title(picture.title.replace("$", r"\$"), loc="left", color=_INK, fontsize=11)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
 
 
 def binned(read: Read, interval: Interval) -> tuple[NDArray[np.float64], NDArray[np.float32]]:

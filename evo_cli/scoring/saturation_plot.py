@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from data.atomic import replacing
 from data.errors import DataError
 from evo_cli.outputs.formats import read_rows
+from evo_cli.outputs.picture import blank, save
 
 _BASES = "ACGT"
 _ROW_BASES = 100  # positions in one strip
@@ -58,8 +56,7 @@ def plot_saturation(table: Path, picture: Path) -> None:
     known = sizes[np.isfinite(sizes)]
     most = float(np.quantile(known, 0.995)) if known.size else 1.0
     scale = Normalize(-(most or 1.0), most or 1.0)
-    figure = Figure(figsize=(14, 1.0 + 1.05 * len(strips)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(14, 1.0 + 1.05 * len(strips), dpi=120)
     grid = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
     width = max(len(one.bases) for one in strips)
     for axes, strip in zip(grid, strips, strict=True):
@@ -70,8 +67,7 @@ def plot_saturation(table: Path, picture: Path) -> None:
     bar = figure.colorbar(shown, ax=list(grid), extend="both", aspect=max(8, 4 * len(strips)), pad=0.01, fraction=0.02)
     bar.set_label("delta log-likelihood", color=_INK)
     figure.suptitle(_title(strips), x=0.01, ha="left", color=_INK)
-    with replacing(picture.resolve()) as partial:
-        figure.savefig(partial, format="png")
+    save(figure, picture)
 
 
 def _stretches(table: Path) -> list[_Stretch]:

@@ -57,12 +57,23 @@ class HostBatch:
     @classmethod
     def of(cls, batch: WindowBatch, *, pinned: bool) -> Self:
         """Take over a batch; pinned memory can be copied to a GPU while it works."""
-        return cls(
-            tokens=_tensor(batch.tokens, pinned),
-            weights=_tensor(batch.weights, pinned),
-            document_starts=_tensor(batch.document_starts, pinned),
-            weight=_sum(batch.weights),
+        return cls.parts(batch, [slice(None)], pinned=pinned)[0]
+
+    @classmethod
+    def parts(cls, batch: WindowBatch, parts: Iterable[slice], *, pinned: bool) -> list[Self]:
+        """Take over a batch as several; they share its memory."""
+        tokens, weights, document_starts = (
+            _tensor(array, pinned) for array in (batch.tokens, batch.weights, batch.document_starts)
         )
+        return [
+            cls(
+                tokens=tokens[rows],
+                weights=weights[rows],
+                document_starts=document_starts[rows],
+                weight=float(batch.weights[rows].sum(dtype="float64")),
+            )
+            for rows in parts
+        ]
 
     def rows(self, rows: slice) -> "HostBatch":
         """Some of the windows; the weight stays that of all."""
@@ -139,15 +150,10 @@ class Loader:
                 return [error]
             # those before the one that cannot be made are given
             return [one for numbers in group for one in self._make([numbers])]
-        whole = HostBatch.of(batch, pinned=self._pinned)
-        parts = [slice(first - begin, first - begin + count) for first, count in group]
-        return [replace(whole.rows(rows), weight=_sum(batch.weights[rows])) for rows in parts]
+        parts = (slice(first - begin, first - begin + count) for first, count in group)
+        return list(HostBatch.parts(batch, parts, pinned=self._pinned))
 
 
 def _tensor(array: npt.NDArray[Any], pinned: bool) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory() if pinned else tensor
-
-
-def _sum(weights: npt.NDArray[np.float32]) -> float:
-    return float(weights.sum(dtype="float64"))
