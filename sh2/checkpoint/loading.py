@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sh2.checkpoint.folder import write_model_folder
 from sh2.checkpoint.source import Model, open_model
+from sh2.checkpoint.staging import copied, map_tensors
 from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, stays_float32
 from sh2.config import MixerKind, ModelConfig
 from sh2.devices.placement import Placement, follow, free_bytes, parse_devices, place
@@ -32,7 +33,7 @@ def load(
 ) -> StripedHyena2:
     """Load a model, in evaluation mode.
 
-    Memory holds the model and one tensor more: tensors are read, converted and moved one by one, each to its own
+    Memory holds the model and a few tensors more: they are read, converted and moved several at once, each to its own
     device. A model that was trained with FP8 input projections runs with them: `use_precision` chooses otherwise.
 
     Args:
@@ -64,7 +65,7 @@ def build(
     label: str,
     fp8_weights: bool = False,
 ) -> StripedHyena2:
-    """Make a model from a configuration and tensors that are read one by one; `load` tells the rest.
+    """Make a model from a configuration and tensors that are read now; `load` tells the rest.
 
     Args:
         label: what the tensors came from, for errors.
@@ -78,11 +79,13 @@ def build(
     packed = _pack(model, source) if fp8_weights else {}
     dtypes = _dtypes(source.tensors, dtype)
     placement = _placement(source.config, source.tensors, dtypes, devices, packed)
-    tensors: dict[str, Tensor] = {}
-    for name, lazy in source.tensors.items():
-        tensor = _placed(lazy, placement.of(name), dtypes[name])
-        tensors |= packed[name].kept(tensor, name.removesuffix("weight")) if name in packed else {name: tensor}
-    model.load_state_dict(tensors, assign=True)
+
+    def placed(name: str, lazy: LazyTensor) -> dict[str, Tensor]:
+        tensor = copied(lazy.read(), placement.of(name), dtypes[name])
+        return packed[name].kept(tensor, name.removesuffix("weight")) if name in packed else {name: tensor}
+
+    every = map_tensors(placed, source.tensors)
+    model.load_state_dict({name: tensor for some in every for name, tensor in some.items()}, assign=True)
     for layer, block in enumerate(model.blocks):
         if isinstance(block.mixer, Attention) and block.mixer.inv_freq.is_meta:
             block.mixer.inv_freq = rotary_frequencies(source.config).to(placement.of(f"blocks.{layer}.mixer.inv_freq"))
@@ -171,11 +174,6 @@ def _placement(
         ):
             sizes[layer] += numbers * code_size
     return place(config, sizes, rest, devices, [free_bytes(device) for device in devices])
-
-
-def _placed(lazy: LazyTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # a copy: a tensor that stayed mapped would change, or crash the process, with its file
-    return lazy.read().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -57,8 +58,9 @@ def read_torch_parts(paths: Sequence[Path]) -> dict[str, LazyTensor]:
     tensors = _tensors(loaded, label)
     fakes = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
     _check_offsets(joined, fakes.values(), label)
+    turn = Lock()  # a position is one for all threads
     return {
-        name: _stored(joined, tensor, label) if name in fakes else LazyTensor.of(tensor)
+        name: _stored(joined, turn, tensor, label) if name in fakes else LazyTensor.of(tensor)
         for name, tensor in tensors.items()
     }
 
@@ -123,7 +125,7 @@ def _check_offsets(file: BinaryIO, fakes: Iterable[Tensor], label: str) -> None:
         )
 
 
-def _stored(file: Any, fake: Tensor, label: str) -> LazyTensor:
+def _stored(file: Any, turn: Lock, fake: Tensor, label: str) -> LazyTensor:
     """A tensor whose values lie in the file where torch says."""
     shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
     begin = _offset(fake) + fake.storage_offset() * dtype.itemsize
@@ -133,8 +135,10 @@ def _stored(file: Any, fake: Tensor, label: str) -> LazyTensor:
         if not items:
             return torch.empty(shape, dtype=dtype)
         data = bytearray(items * dtype.itemsize)
-        file.seek(begin)
-        if file.readinto(data) < len(data):
+        with turn:
+            file.seek(begin)
+            count = file.readinto(data)
+        if count < len(data):
             raise Sh2Error(f"{label} are truncated: a tensor ends after the last part")
         return torch.frombuffer(data, dtype=dtype).as_strided(shape, stride)
 
