@@ -44,6 +44,10 @@ def perplexity(
         float, typer.Option("--dynamic", metavar="LR", help="Go on learning from what was read, at this rate.")
     ] = 0.0,
     mirror: Annotated[bool, typer.Option("--mirror", help="With --dynamic, learn from the other strand too.")] = False,
+    memory: Annotated[
+        list[Path] | None,
+        typer.Option("--memory", metavar="FILE", help="Copy from these sequences too; may be given again."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the bits along the bases.")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
@@ -57,13 +61,18 @@ def perplexity(
     With --dynamic the weights move after every window, as a compressor's counts do: a base is still predicted by what
     comes before it alone. It runs in fp32 (bf16 products over fp32 weights on a GPU); the model's file stays as it is.
 
+    With --memory (FASTA, GenBank, or the train split of a store) a copy model stands beside the model, as in
+    compressors that are given a reference: it follows stretches of the memory, and of what was read, that go on like
+    the text. A small network, which learns while it reads, weighs them and the model.
+
     \b
     Examples:
       evo eval perplexity genome.h5 --model run/model
+      evo eval perplexity genome.fa --model run/model --memory relatives.fa
       evo eval perplexity genome.fa --model run/model --context 8192 --strand both
       evo eval perplexity genome.fa --model run/model --dynamic 1e-3 --mirror --plot bits.png
     """
-    from evo_cli.evaluation.held_out import Reading, Strand, measure, plot_bits, read_stretches
+    from evo_cli.evaluation.held_out import Reading, Strand, is_store, measure, plot_bits, read_stretches
     from evo_cli.inference import load_model, precision_mark
     from evo_cli.outputs.stream import check_outputs
     from evo_cli.progress import counter
@@ -72,21 +81,26 @@ def perplexity(
         raise typer.BadParameter(f"must lie in 0..1, not {dynamic:g}", param_hint="--dynamic")
     if mirror and not dynamic:
         raise typer.BadParameter("goes with --dynamic", param_hint="--mirror")
-    check_outputs([plot], [input])
+    check_outputs([plot], [input, *(memory or [])])
+    if input.is_file() and not is_store(input) and any(path.exists() and path.samefile(input) for path in memory or []):
+        raise typer.BadParameter(f"{input} is what is measured: a copy of it is no prediction", param_hint="--memory")
     stretches = read_stretches(input, split)
+    copied = tuple(stretch for path in memory or [] for stretch in read_stretches(path, "train"))
     loaded = load_model(model, device, Precision.FP32 if dynamic else precision, backend)
     window = context or loaded.config.context
-    reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror)
+    reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror, memory=copied)
     chosen = list(Strand) if strand is Strands.BOTH else [Strand(strand)]
-    with counter("eval", total=len(chosen) * sum(stretch.size for stretch in stretches)) as advance:
+    passes = len(chosen) * (2 if copied else 1)
+    with counter("eval", total=passes * sum(stretch.size for stretch in stretches)) as advance:
         found = {one: measure(loaded, stretches, one, reading, advance) for one in chosen}
     if plot is not None:
         plot_bits({str(one): bits for one, bits in found.items()}, plot, title=f"{input}, {model}")
     mark = precision_mark(loaded)
-    header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tbits_per_base"
+    header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tmemory\tbits_per_base"
     typer.echo(header + ("\tprecision" if mark else ""))
     for one, bits in found.items():
-        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}"]
+        held = sum(stretch.size for stretch in copied)
+        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", held]
         typer.echo("\t".join(map(str, [*cells, f"{bits.per_base:.4f}", *([mark] if mark else [])])))
 
 

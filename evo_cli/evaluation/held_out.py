@@ -1,4 +1,5 @@
-"""Sequences to measure on, and a model's bits per base of them: either strand, as it is or learning on the way."""
+"""Sequences to measure on, and a model's bits per base of them: either strand, as it is, learning on the way, or with a
+memory of other sequences that it copies from."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from data.copying import copied_log_probs
 from data.errors import DataError
 from data.reader import read_records
 from data.sequence import IS_BASE, reverse_complement, to_upper_dna
@@ -24,6 +26,7 @@ Bases = NDArray[np.uint8]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _BINS = 400
+_FOUR = b"ACGT"  # in the order that a copy model takes them in
 
 
 class Strand(StrEnum):
@@ -74,12 +77,13 @@ def _of_store(store: TokenStore, split: str) -> Iterator[Bases]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How sequences are read: windows of `context` tokens, `stride` of them new; lr above 0 learns on the way, with
-    `mirror` from the other strand of what was read too."""
+    `mirror` from the other strand of what was read too; a memory is copied from beside (`data.copying`)."""
 
     context: int
     stride: int
     lr: float = 0.0
     mirror: bool = False
+    memory: tuple[Bases, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +104,13 @@ def measure(
 ) -> Bits:
     """Predict every base of the stretches in turn; a model that learns comes out as it was."""
     turn = bytes if strand is Strand.FORWARD else reverse_complement
-    bits: list[NDArray[np.float32]] = []
+    ordered = stretches if strand is Strand.FORWARD else stretches[::-1]
+    texts = [np.frombuffer(turn(stretch.tobytes()), dtype=np.uint8) for stretch in ordered]
     with _restored(model, changes=reading.lr > 0):
-        for stretch in stretches if strand is Strand.FORWARD else reversed(stretches):
-            text = np.frombuffer(turn(stretch.tobytes()), dtype=np.uint8)
-            log_probs = _log_probs(model, to_upper_dna(text), reading, progress)
-            bits.append(log_probs[IS_BASE[text]] / -math.log(2))
+        log_probs = [_log_probs(model, to_upper_dna(text), reading, progress) for text in texts]
+    if reading.memory:
+        log_probs = _copied(texts, log_probs, reading.memory, progress)
+    bits = [found[IS_BASE[text]] / -math.log(2) for text, found in zip(texts, log_probs, strict=True)]
     all_bits = np.concatenate(bits)
     parts = np.array_split(all_bits, min(_BINS, len(all_bits)))
     return Bits(
@@ -118,11 +123,15 @@ def measure(
 def _log_probs(
     model: "StripedHyena2", text: Bases, reading: Reading, progress: Callable[[int], None]
 ) -> NDArray[np.float32]:
+    """Of every base, float32 [L]; of A, C, G and T at every place, [L, 4], for a copy model beside it."""
     from sh2.reading.dynamic import dynamic_log_probs
     from sh2.reading.perplexity import sliding_log_probs
 
+    among = _FOUR if reading.memory else None
     if not reading.lr:
-        return sliding_log_probs(model, text, context=reading.context, stride=reading.stride, progress=progress)
+        return sliding_log_probs(
+            model, text, context=reading.context, stride=reading.stride, among=among, progress=progress
+        )
     import torch
 
     on_gpu = model.embedding.weight.is_cuda
@@ -134,8 +143,24 @@ def _log_probs(
         lr=reading.lr,
         mirror=_mirror if reading.mirror else None,
         autocast=torch.bfloat16 if on_gpu else None,
+        among=among,
         progress=progress,
     )
+
+
+def _copied(
+    texts: list[Bases], log_probs: list[NDArray[np.float32]], memory: tuple[Bases, ...], progress: Callable[[int], None]
+) -> list[NDArray[np.float32]]:
+    """Log-probabilities of the bases of texts, float32 [L] each, by what a model says of all four and a memory.
+
+    The texts are one to the copy model, something that is no base between: it learns from one for the next.
+    """
+    between = np.frombuffer(b"N", dtype=np.uint8)
+    whole = np.concatenate([part for text in texts for part in (text, between)])
+    said_L4 = np.concatenate([part for found in log_probs for part in (found, np.zeros((1, 4), np.float32))])
+    copied = copied_log_probs(memory, whole, said_L4, progress=progress)
+    begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
+    return [copied[begin : begin + len(text)] for begin, text in zip(begins[:-1], texts, strict=True)]
 
 
 def _mirror(ids: NDArray[np.int64]) -> NDArray[np.int64]:

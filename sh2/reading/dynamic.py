@@ -33,6 +33,7 @@ def dynamic_log_probs(
     lr: float,
     mirror: Callable[[Ids], Ids] | None = None,
     autocast: torch.dtype | None = None,
+    among: Tokens | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
     """Return the log-probability of every token, the first after an EOD, learning on the way; the model is changed.
@@ -46,6 +47,7 @@ def dynamic_log_probs(
         lr: learning rate; with 0 nothing is learned.
         mirror: gives another sequence to learn from at each step, such as the reverse complement of what was read.
         autocast: dtype of the passes over float32 weights; None is float32.
+        among: A tokens of which to return each one's log-probability at every place, float32 [L, A].
         progress: called with the number of tokens that were newly scored.
 
     Returns:
@@ -67,8 +69,9 @@ def dynamic_log_probs(
         raise Sh2Error(f"dynamic evaluation needs float32 weights, not {weight.dtype}").hint("load it with fp32")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=_BETAS, fused=True)
     ids = np.concatenate([[EOD], ids])
-    log_probs = np.empty(ids.size - 1, dtype=np.float32)
-    for begin, end in windows(log_probs.size, context, stride):
+    among_A = None if among is None else torch.from_numpy(as_ids(among, model.config.vocab_size)).to(weight.device)
+    log_probs = np.empty((ids.size - 1, *(() if among_A is None else among_A.shape)), dtype=np.float32)
+    for begin, end in windows(len(log_probs), context, stride):
         window = ids[max(0, end - context) : end + 1]
         rows = [window] if mirror is None else [window, mirror(window)]
         ids_BL = torch.from_numpy(np.stack(rows)).to(weight.device)
@@ -76,7 +79,8 @@ def dynamic_log_probs(
             logits_BLV, _ = model(ids_BL[:, :-1])
         new = slice(begin - end, None)
         with torch.no_grad():
-            log_probs[begin:end] = log_probs_of(logits_BLV[:1, new], ids_BL[:1, 1:][:, new])[0].cpu().numpy()
+            tokens = ids_BL[:1, 1:][:, new] if among_A is None else among_A
+            log_probs[begin:end] = log_probs_of(logits_BLV[:1, new], tokens)[0].cpu().numpy()
         if not np.isfinite(log_probs[begin:end]).all():
             raise Sh2Error(f"learning diverged before token {begin} with learning rate {lr:g}").hint("take a lower one")
         if lr:

@@ -18,6 +18,7 @@ def sliding_log_probs(
     context: int,
     stride: int | None = None,
     prepend_eod: bool = True,
+    among: Tokens | None = None,
     max_tokens: int = 65_536,
     progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
@@ -29,6 +30,7 @@ def sliding_log_probs(
     Args:
         stride: half the context by default.
         prepend_eod: begin after an EOD, as a document does, so that the first token is scored too.
+        among: A tokens of which to return each one's log-probability at every place, float32 [L, A].
         max_tokens: tokens of one batch, at most.
         progress: called with the number of tokens that were newly scored.
 
@@ -48,11 +50,11 @@ def sliding_log_probs(
         ids = np.concatenate([[EOD], ids])
     count = ids.size - 1
     ends = window_ends(count, context, stride)
-    log_probs = np.empty(count, dtype=np.float32)
+    log_probs = np.empty((count, *(() if among is None else (len(among),))), dtype=np.float32)
     lengths = [min(end, context) + 1 for end in ends]
     for members in batches_of_equal_length(lengths, max_tokens=max_tokens, chunk=context):
         rows = [ids[ends[member] + 1 - lengths[member] : ends[member] + 1] for member in members]
-        for member, row in zip(members, token_log_probs(model, rows), strict=True):
+        for member, row in zip(members, token_log_probs(model, rows, among=among), strict=True):
             begin = ends[member - 1] if member else 0
             log_probs[begin : ends[member]] = row[begin - ends[member] :]
             progress(ends[member] - begin)

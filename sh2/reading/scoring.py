@@ -129,30 +129,43 @@ def token_log_probs(
     *,
     chunk: int = 8192,
     state: ModelState | None = None,
+    among: Tokens | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return log p(token t+1 | tokens 0..t) of rows of equal length L: [B, L-1], float32.
 
     Args:
         state: of one row, what comes before each of these.
+        among: A tokens of which to return, at every place, each one's log-probability: [B, L-1, A].
     """
     ids_BL = to_batch(rows, model.embedding.weight.device)
     if state is not None:
         state = select(state, ids_BL.new_zeros(len(rows)))
+    among_A = None if among is None else torch.from_numpy(as_ids(among, model.config.vocab_size)).to(ids_BL.device)
     parts: list[Tensor] = []
     for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=chunk, state=state):
         targets_BL = ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]
         # fetched at the end: to fetch a piece's is to wait for it, while a GPU waits for the next
-        parts.append(log_probs_of(model.logits(x_BLD), targets_BL))
+        logits_BLV = model.logits(x_BLD)
+        parts.append(log_probs_of(logits_BLV, targets_BL if among_A is None else among_A))
         if progress is not None:
             progress(targets_BL.numel())
     if not parts:
-        return np.zeros((len(rows), 0), dtype=np.float32)
+        return np.zeros((len(rows), 0, *(() if among_A is None else among_A.shape)), dtype=np.float32)
     return torch.cat(parts, dim=1).cpu().numpy()
 
 
-def log_probs_of(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-    """Return the log-probability of each target under its logits [B, L], float32 whatever the logits' dtype."""
+def log_probs_of(logits_BLV: Tensor, tokens: Tensor) -> Tensor:
+    """Return log-probabilities under logits [B, L, V], float32 whatever the logits' dtype.
+
+    Args:
+        tokens: one for each place, int64 [B, L]; or A that are asked for at every place, int64 [A].
+
+    Returns:
+        [B, L], or [B, L, A].
+    """
     wide_BLV = logits_BLV.float()
-    chosen_BL = wide_BLV.gather(-1, targets_BL[..., None])[..., 0]
-    return chosen_BL - torch.logsumexp(wide_BLV, dim=-1)
+    total_BL = torch.logsumexp(wide_BLV, dim=-1)
+    if tokens.ndim == 1:
+        return wide_BLV[..., tokens] - total_BL[..., None]
+    return wide_BLV.gather(-1, tokens[..., None])[..., 0] - total_BL

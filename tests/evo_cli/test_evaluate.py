@@ -108,6 +108,26 @@ def test_records_of_a_file_on_both_strands_with_a_picture(
             assert float(row["bits_per_base"]) == pytest.approx(want, abs=2e-4)
 
 
+@pytest.mark.parametrize("learn", [[], ["--dynamic", "0.003"]])
+def test_a_memory_is_copied_from(tmp_path: Path, fasta: Path, model_folder: Path, learn: list[str]) -> None:
+    related, other = tmp_path / "related.fa", tmp_path / "other.fa"
+    turned = GENOME[::-1].translate(str.maketrans("ACGT", "TGCA"))
+    related.write_text(f">x\n{turned[:200]}\n>y\n{turned[200:].lower()}\n")
+    other.write_text(">x\n" + "".join(np.random.default_rng(5).choice(list("ACGT"), size=300)) + "\n")
+    common = ("eval", "perplexity", fasta, "--model", model_folder, "--context", 64, "--strand", "both", *learn)
+    results = [evo(*common, "--memory", other), evo(*common, "--memory", other, "--memory", related)]
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr
+    without, with_it = (rows(result.stdout) for result in results)
+    for less, more in zip(without, with_it, strict=True):
+        assert (less["bases"], less["memory"], more["memory"]) == ("400", "300", "700")
+        # 30 bases or more before it is seen, and what the network has to learn
+        assert float(more["bits_per_base"]) < float(less["bits_per_base"]) - 0.5
+    assert "100%" in results[1].stderr
+    refused = evo(*common, "--memory", fasta)
+    assert refused.returncode == 2
+    assert f"{fasta} is what is measured: a copy of it is no prediction" in " ".join(refused.stderr.split())
+
+
 def test_the_strands_are_learned_apart(fasta: Path, model_folder: Path) -> None:
     common = ("eval", "perplexity", fasta, "--model", model_folder, "--context", 64, "--dynamic", "0.003")
     both = rows(evo(*common, "--strand", "both").stdout)

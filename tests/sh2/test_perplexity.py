@@ -1,11 +1,15 @@
 """Sliding windows against windows cut by hand."""
 
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sh2.errors import Sh2Error
+from sh2.reading.dynamic import dynamic_log_probs
 from sh2.reading.perplexity import sliding_log_probs
 from sh2.reading.scoring import token_log_probs
 from tests.sh2.models import tiny
@@ -32,6 +36,18 @@ def test_every_token_is_scored_once_with_its_context(length: int, context: int, 
         window = tokens[max(0, end - context) : target + 1].astype(np.int64)
         (want,) = token_log_probs(model, [window])
         assert got[target - 1] == pytest.approx(float(want[-1]), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 16, 40])
+@pytest.mark.parametrize("reader", [sliding_log_probs, partial(dynamic_log_probs, lr=1e-3)])
+def test_of_all_that_is_asked_for_the_token_that_came_is_one(length: int, reader: Callable[..., Any]) -> None:
+    ids, asked = IDS[:length], b"TGCAN"
+    own = reader(tiny(), ids, context=10, stride=5)
+    among = reader(tiny(), ids, context=10, stride=5, among=asked)
+    assert among.shape == (length, 5)
+    assert among.dtype == np.float32
+    np.testing.assert_array_equal(among[np.arange(length), [asked.index(int(token)) for token in ids]], own)
+    assert (np.exp(among.astype(np.float64)).sum(axis=1) < 1).all()
 
 
 def test_half_the_context_is_the_default_stride() -> None:
