@@ -31,6 +31,7 @@ from sh2.train.update import update
 _WARM_UP = 3  # updates: compiling, and the first that allocates the moments
 _LEAST, _MOST = 3, 50  # updates that are timed
 _BUDGET_SECONDS = 4.0
+_LONG_SECONDS = 60.0  # of an update after which the next is timed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,8 @@ class TrainBench:
         batch = HostBatch.of(_random_windows(config), pinned=gpu)
         make = partial(update, model, optimizer, batch, config, ALONE, lr=1e-4)
         with many_graphs():
-            self._updates(_WARM_UP - 1, make)
+            if self._updates(1, make) < _LONG_SECONDS:
+                self._updates(_WARM_UP - 2, make)
             if gpu:
                 torch.cuda.reset_peak_memory_stats(self._device)
             seconds = self._updates(1, make)

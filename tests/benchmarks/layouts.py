@@ -2,8 +2,8 @@
 
 python tests/benchmarks/layouts.py far.h5 --test ecoli.fna.gz --preset nano --seconds 60 --output runs/
 
-Seeds of a layout run side by side on one GPU, all layouts alike. How many steps fit is measured first, in the same
-company and after compiling; so every schedule ends in time. Runs are those of `evo train`; held-out bases are those of
+How many steps a layout makes in that time is measured first, alone on the machine; then all runs are made, several at
+once, in whatever company: each has the steps of its layout. Runs are those of `evo train`; held-out bases are those of
 `evo eval perplexity`, forward strand. What is there already is not run again.
 """
 
@@ -14,7 +14,7 @@ import json
 import shlex
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,59 +49,45 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def train(chosen: argparse.Namespace, layout: str, seeds: range, steps: int, prefix: str) -> list[Path]:
-    """Run all seeds of a layout side by side."""
-    folders = [chosen.output / f"{prefix}{layout}_{seed}" for seed in seeds]
-    common = shlex.split(chosen.train)
-    started = [
+def train(chosen: argparse.Namespace, layout: str, seed: int, steps: int, folder: Path) -> None:
+    if (folder / "model").exists():
+        return
+    finished(
         evo(
             "train", str(chosen.store), "--preset", chosen.preset, "--ablation", layout, "--seed", str(seed),
-            "--steps", str(steps), "--save-every", "0", "--valid-every", str(max(1, steps // 10)), *common,
-            "-o", str(folder),
+            "--steps", str(steps), "--save-every", "0", "--valid-every", str(max(1, steps // 10)),
+            *shlex.split(chosen.train), "-o", str(folder),
         )
-        for seed, folder in zip(seeds, folders, strict=True)
-        if not (folder / "model").exists()
-    ]  # fmt: skip
-    finished(*started)
-    return folders
+    )  # fmt: skip
 
 
-def measure(chosen: argparse.Namespace, layout: str) -> list[dict[str, object]]:
-    """Train one layout and measure every seed."""
-    seeds = range(chosen.seeds)
-    trials = train(chosen, layout, seeds, TRIAL_STEPS, "trial_")
+def steps_of(chosen: argparse.Namespace, layout: str) -> int:
+    """How many steps a layout makes in the seconds, alone."""
+    trial = chosen.output / f"trial_{layout}"
+    train(chosen, layout, 0, TRIAL_STEPS, trial)
     # the first half compiles
-    a_step = max(max(row["step_seconds"] for row in lines(trial / "speed.jsonl")[-2:]) for trial in trials)
-    steps = max(TRIAL_STEPS, int(chosen.seconds / a_step))
-    start = time.perf_counter()
-    folders = train(chosen, layout, seeds, steps, "")
-    seconds = time.perf_counter() - start
-    tested = finished(
-        *(
-            evo("eval", "perplexity", str(chosen.test), "--model", str(folder / "model"), *shlex.split(chosen.eval))
-            for folder in folders
-        )
-    )
-    rows: list[dict[str, object]] = []
-    for seed, folder, table in zip(seeds, folders, tested, strict=True):
-        metrics, speed = lines(folder / "metrics.jsonl"), lines(folder / "speed.jsonl")
-        (measured,) = csv.DictReader(io.StringIO(table), delimiter="\t")
-        rows.append(
-            {
-                "layout": layout,
-                "seed": seed,
-                "preset": chosen.preset,
-                "steps": steps,
-                "tokens": metrics[-1]["tokens"],
-                "tokens_per_second": round(speed[-1]["tokens_per_second"]),
-                "valid_bits_per_base": metrics[-1]["valid_bits_per_base"],
-                "test_bits_per_base": float(measured["bits_per_base"]),
-                "curve": [(m["tokens"], m["valid_bits_per_base"]) for m in metrics if "valid_bits_per_base" in m],
-                "seconds_asked": chosen.seconds,
-                "seconds_of_all_seeds": round(seconds, 1),
-            }
-        )
-    return rows
+    a_step = max(row["step_seconds"] for row in lines(trial / "speed.jsonl")[-2:])
+    return max(TRIAL_STEPS, int(chosen.seconds / a_step))
+
+
+def measure(chosen: argparse.Namespace, layout: str, seed: int, steps: int) -> dict[str, object]:
+    """Train, and measure on what was held out."""
+    folder = chosen.output / f"{layout}_{seed}"
+    train(chosen, layout, seed, steps, folder)
+    arguments = "--model", str(folder / "model"), *shlex.split(chosen.eval)
+    (table,) = finished(evo("eval", "perplexity", str(chosen.test), *arguments))
+    metrics, (measured,) = lines(folder / "metrics.jsonl"), csv.DictReader(io.StringIO(table), delimiter="\t")
+    return {
+        "layout": layout,
+        "seed": seed,
+        "preset": chosen.preset,
+        "steps": steps,
+        "tokens": metrics[-1]["tokens"],
+        "valid_bits_per_base": metrics[-1]["valid_bits_per_base"],
+        "test_bits_per_base": float(measured["bits_per_base"]),
+        "curve": [(row["tokens"], row["valid_bits_per_base"]) for row in metrics if "valid_bits_per_base" in row],
+        "seconds_alone": chosen.seconds,
+    }
 
 
 def main() -> None:
@@ -112,7 +98,8 @@ def main() -> None:
     parser.add_argument("--layouts", default=LAYOUTS, help="names of `evo models --ablations`")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each run")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of training, alone, for each run")
+    parser.add_argument("--at-once", type=int, default=4, help="runs side by side")
     parser.add_argument("--train", default="--length 8192 --batch-size 8 --lr 2e-3", help="further options of training")
     parser.add_argument("--eval", default="--context 8192", help="further options of `evo eval perplexity`")
     chosen = parser.parse_args()
@@ -121,8 +108,12 @@ def main() -> None:
         "torch": torch.__version__,
         "command": shlex.join(["python", "tests/benchmarks/layouts.py", *sys.argv[1:]]),
     }
-    for layout in chosen.layouts.split(","):
-        for row in measure(chosen, layout):
+    layouts = chosen.layouts.split(",")
+    steps = {layout: steps_of(chosen, layout) for layout in layouts}
+    with ThreadPoolExecutor(chosen.at_once) as pool:
+        # seeds outermost: a table that is cut short has every layout
+        runs = [(layout, seed) for seed in range(chosen.seeds) for layout in layouts]
+        for row in pool.map(lambda run: measure(chosen, *run, steps[run[0]]), runs):
             sys.stdout.write(json.dumps(row | about) + "\n")
             sys.stdout.flush()
 
