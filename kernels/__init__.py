@@ -8,7 +8,7 @@ from kernels.attention_merge import merge_attention
 from kernels.attention_step import attention_append, attention_step
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
-from kernels.fp8 import E4M3_MAX, pack, quantise, rescale, scale_of, unpack
+from kernels.fp8 import E4M3_MAX, pack, quantise, quantise_both, rescale, scale_of, unpack
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.linear_step import few_rows, gated_step, linear_step
@@ -40,6 +40,7 @@ __all__ = [
     "pack",
     "packed_linear",
     "quantise",
+    "quantise_both",
     "rescale",
     "rms_norm",
     "rms_norm_and_sum",

@@ -46,8 +46,13 @@ def use_triton(backend: Backend, operator: str, z_BLE: Tensor, limit: str | None
 
 def lacks_fp8(x: Tensor) -> str | None:
     """Say that a tensor's GPU does not know FP8; None if it does, or if the tensor is on none."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < _FP8_CAPABILITY:
-        return f"{torch.cuda.get_device_name(x.device)} does not know FP8"
+    return _lacks_fp8(x.device.index) if x.is_cuda else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lacks_fp8(device: int) -> str | None:
+    if torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} does not know FP8"
     return None
 
 

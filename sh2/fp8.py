@@ -73,12 +73,12 @@ def fp8_linear(
     codes_MD = codes_BLD.flatten(0, -2)
     undo = scale.reciprocal(), weight_ED.scale.reciprocal()
     if mode is Precision.FP8 and x_BLD.dtype is torch.bfloat16 and undo[0].numel() == 1:
-        y_ME = _multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16)
+        y_ME = multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16)
         y_ME = y_ME if bias_E is None else y_ME + bias_E
     else:
         one = torch.ones_like(undo[1])
         sums_ME = (
-            _multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32)
+            multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32)
             if mode is Precision.FP8
             else _emulate(codes_MD, weight_ED.codes)
         )
@@ -86,10 +86,10 @@ def fp8_linear(
     return y_ME.unflatten(0, x_BLD.shape[:-1])
 
 
-def _multiply(
+def multiply(
     x_MD: Tensor, weight_ED: Tensor, undo_x: Tensor, undo_weight: Tensor, *, dtype: torch.dtype, fast: bool = True
 ) -> Tensor:
-    """The product on hardware, of codes; rows are padded to what it takes."""
+    """x W^T on hardware, of codes, times what undoes their scales; rows are padded to what it takes."""
     rows = x_MD.shape[0]
     if lacking := -rows % _TILE:
         x_MD = F.pad(x_MD.view(torch.uint8), (0, 0, 0, lacking)).view(torch.float8_e4m3fn)

@@ -227,7 +227,7 @@ def train(
         bool | None, typer.Option("--compile/--no-compile", help="By torch.compile. [yes on a GPU]", show_default=False)
     ] = None,
     recompute: Annotated[str, typer.Option("--recompute", help="none, selective, full or nested.")] = "none",
-    fp8_linears: Annotated[bool, typer.Option("--fp8-linears", help="FP8 products, by torchao.")] = False,
+    fp8_linears: Annotated[bool, typer.Option("--fp8-linears", help="Products in FP8.")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Leave out the Transformer.")] = False,
     dtype: Annotated[DtypeName, typer.Option("--dtype", help="auto is bf16 on a GPU, fp32 on a CPU.")] = DtypeName.AUTO,
     backend: BackendOption = BackendName.AUTO,

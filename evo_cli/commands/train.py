@@ -109,7 +109,7 @@ Compile = Annotated[bool | None, _flag("--compile/--no-compile", "Start slower, 
 RecomputeFlag = Annotated[
     str | None, _flag("--recompute", "none, selective, full or nested: slower, for longer windows. [none]")
 ]
-Fp8Linears = Annotated[bool | None, _flag("--fp8-linears/--no-fp8-linears", "FP8 products, by torchao. [no]")]
+Fp8Linears = Annotated[bool | None, _flag("--fp8-linears/--no-fp8-linears", "Products in FP8. [no]")]
 PeakTflops = Annotated[float | None, _flag("--peak-tflops", "What MFU is a part of; 0 times a matrix product. [0.0]")]
 FilterStatistics = Annotated[
     int | None, _flag("--filter-statistics", "Steps between lines of RUN/filters.jsonl, 0 for none. [0]")

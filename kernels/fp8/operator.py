@@ -1,6 +1,6 @@
 """FP8 around a product: the Triton kernels where they can run, plain torch elsewhere."""
 
-# C numbers that share a scale, M rows, E outputs; X any leading dimensions
+# C numbers that share a scale, M rows, P = M up to a multiple of 16, E outputs; X any leading dimensions
 
 import torch
 from torch import Tensor
@@ -30,6 +30,26 @@ def quantise(x_XC: Tensor, scale: Tensor | None = None, *, backend: Backend = Ba
     if scale is None:
         return _quantise(x_XC)
     return _quantise_by(x_XC, scale.float()), scale.float()
+
+
+@torch.no_grad()
+def quantise_both(x_MC: Tensor, scale: Tensor, *, backend: Backend = Backend.AUTO) -> tuple[Tensor, Tensor]:
+    """Round as `quantise` does, once, into both orders: as x lies, and transposed.
+
+    Hardware multiplies codes along the last dimension of both operands alone, so training needs a matrix both ways.
+
+    Args:
+        scale: one for all.
+
+    Returns:
+        codes float8_e4m3fn [M, C], and [C, P], contiguous: beyond M they are zeros.
+
+    Raises:
+        ValueError: as `quantise`.
+    """
+    if not use_triton(backend, "quantise_both", x_MC, lacks_fp8(x_MC)):
+        return reference.quantise_both(x_MC, scale)
+    return _quantise_both(x_MC, scale.float())
 
 
 @torch.no_grad()
@@ -82,6 +102,21 @@ def _quantise_by(x_XC: Tensor, scale: Tensor) -> Tensor:
 @_quantise_by.register_fake
 def _(x_XC, scale):  # type: ignore[no-untyped-def]
     return x_XC.new_empty(x_XC.shape, dtype=torch.float8_e4m3fn)
+
+
+@torch.library.custom_op("evo::quantise_both", mutates_args=())
+def _quantise_both(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    from kernels.fp8.transpose import quantise_tiles
+
+    with torch.cuda.device_of(x_MC):
+        return quantise_tiles(x_MC.contiguous(), scale)
+
+
+@_quantise_both.register_fake
+def _(x_MC, scale):  # type: ignore[no-untyped-def]
+    M, C = x_MC.shape
+    P = (M + reference.TILE - 1) // reference.TILE * reference.TILE
+    return tuple(x_MC.new_empty(shape, dtype=torch.float8_e4m3fn) for shape in ((M, C), (C, P)))
 
 
 @torch.library.custom_op("evo::rescale", mutates_args=())

@@ -1,11 +1,13 @@
 """FP8 in plain torch."""
 
-# C numbers that share a scale, E outputs; X any leading dimensions
+# C numbers that share a scale, E outputs, M rows, P = M up to a multiple of 16; X any leading dimensions
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 E4M3_MAX = 448.0
+TILE = 16  # hardware's products sum over multiples of this
 
 
 def scale_of(amax: Tensor) -> Tensor:
@@ -21,6 +23,13 @@ def quantise(x_XC: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]
     if scale is None:
         scale = scale_of(x_XC.abs().amax(dim=-1, keepdim=True))
     return (x_XC.float() * scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale.float()
+
+
+def quantise_both(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes float8_e4m3fn [M, C] and [C, P]; see `kernels.fp8.operator`."""
+    codes_MC, _ = quantise(x_MC, scale)
+    bytes_PC = F.pad(codes_MC.view(torch.uint8), (0, 0, 0, -codes_MC.shape[0] % TILE))
+    return codes_MC, bytes_PC.t().contiguous().view(torch.float8_e4m3fn)
 
 
 def rescale(sums_XE: Tensor, factor: Tensor, bias_E: Tensor | None, dtype: torch.dtype) -> Tensor:

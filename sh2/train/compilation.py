@@ -8,6 +8,7 @@ Parameters keep their names; nothing that is saved changes.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,11 +47,16 @@ def compile_blocks(model: StripedHyena2, *, in_one_graph: bool = True) -> None:
         for name, by_token in (("mix", False), ("feed", not block.mixes_twice)):
             half = getattr(block, name)
             if block.recompute is Recompute.SELECTIVE:  # what single operations keep, a graph decides when it is made
-                half = partial(run_half, half, recompute=block.recompute, by_token=by_token)
+                half = partial(_run_again, getattr(Block, name), block, recompute=block.recompute, by_token=by_token)
             compiled = torch.compile(half, fullgraph=in_one_graph, dynamic=False, backend=BACKEND)
             vars(block)[name] = compiled  # over the class's method
         if block.recompute is Recompute.SELECTIVE:
             block.recompute = Recompute.NONE
+
+
+def _run_again(half: Callable[[Block, Tensor], Tensor], block: Block, x_BLD: Tensor, **how: Any) -> Tensor:
+    # a function and its block, not a method: torch 2.11 takes one method of a block for another
+    return run_half(partial(half, block), x_BLD, **how)
 
 
 def compiled_loss_sums(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> LossSums:

@@ -101,7 +101,7 @@ class TrainConfig:
     cp_sharding: str = "contiguous"
     """Which pieces of a window a process has: `contiguous`, or `zigzag`, which gives ring attention equal work."""
     fp8_linears: bool = False
-    """Take the products of the blocks' linear layers in FP8, by torchao."""
+    """Take the products of the blocks' linear layers in FP8: `sh2.train.fp8`."""
     peak_tflops: float = 0.0
     """What the device does at best, for the part of it that a run uses; 0 measures a large matrix product."""
     filter_statistics: int = 0

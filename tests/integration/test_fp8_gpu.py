@@ -8,7 +8,7 @@ import torch
 import sh2
 from kernels import quantise, scale_of
 from sh2.bench.models import random_model
-from sh2.fp8 import Precision, Quantised, _emulate, _multiply, fp8_linear, precision_of
+from sh2.fp8 import Precision, Quantised, _emulate, fp8_linear, multiply, precision_of
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import Numbers, loaded_bytes
 from sh2.presets import preset
@@ -40,14 +40,14 @@ def test_hardware_and_emulation_agree_to_the_last_rounding(rows: int, D: int) ->
     x_MD, weight_ED = operands(rows, D)
     codes_MD = quantise(x_MD, scale_of(x_MD.abs().amax()))[0]
     one = torch.ones((), device="cuda")
-    real = _multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32, fast=False)
+    real = multiply(codes_MD, weight_ED.codes, one, one, dtype=torch.float32, fast=False)
     emulated = _emulate(codes_MD, weight_ED.codes)
     exact = codes_MD.double() @ weight_ED.codes.double().t()
     sizes = codes_MD.double().abs() @ weight_ED.codes.double().abs().t()
     assert ((emulated.double() - exact).abs() / sizes).max() < 1e-5
     assert ((real.double() - exact).abs() / sizes).max() < 2**-13  # the width of Hopper's own sums
     undo = torch.tensor(0.37, device="cuda"), torch.tensor(0.011, device="cuda")
-    rounded = _multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16, fast=False)
+    rounded = multiply(codes_MD, weight_ED.codes, *undo, dtype=torch.bfloat16, fast=False)
     assert relative_error(rounded, (emulated * (undo[0] * undo[1])).bfloat16()) < 2**-9
 
 

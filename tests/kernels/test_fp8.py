@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import quantise, rescale, scale_of
+from kernels import quantise, quantise_both, rescale, scale_of
 from kernels.backend import Backend
 from tests.kernels.comparison import DEVICE
 
@@ -48,6 +48,41 @@ def test_codes_are_those_of_plain_torch(shape: tuple[int, ...], dtype: torch.dty
     check_codes(x, None)
     check_codes(x, scale_of(x.abs().amax() / 7))  # what lies beyond the largest code is cut
     check_codes(x.mT.contiguous().mT, None)
+
+
+def check_both(x: torch.Tensor, scale: torch.Tensor) -> None:
+    codes, turned = quantise_both(x, scale, backend=Backend.TRITON)
+    want, want_turned = quantise_both(x, scale, backend=Backend.REFERENCE)
+    M, C = x.shape
+    P = M + -M % 16
+    for found in (turned, want_turned):
+        assert found.shape == (C, P)
+        assert found.is_contiguous()
+        assert found.view(torch.uint8)[:, M:].eq(0).all()
+    assert torch.equal(turned.view(torch.uint8)[:, :M], codes.view(torch.uint8).t())  # rounded once
+    assert torch.equal(want_turned.view(torch.uint8)[:, :M], want.view(torch.uint8).t())
+    assert torch.equal(want.view(torch.uint8), quantise(x, scale, backend=Backend.REFERENCE)[0].view(torch.uint8))
+    sure = firm(x.float() * scale)
+    torch.testing.assert_close(codes.float()[sure], want.float()[sure], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("C", [16, 48, 130])
+@pytest.mark.parametrize("M", [1, 15, 16, 17, 129])
+def test_codes_in_both_orders_are_those_of_plain_torch(M: int, C: int, dtype: torch.dtype) -> None:
+    x = rows(M, C, dtype=dtype)
+    for scale in (scale_of(x.abs().amax()), scale_of(x.abs().amax() / 7)):
+        check_both(x, scale)
+        check_both(x.t().contiguous().t(), scale)
+        check_both(torch.cat([torch.full_like(x, torch.nan), x], dim=1)[:, C:], scale)  # part of wider rows
+
+
+def test_infinity_in_both_orders_is_the_largest_code() -> None:
+    x = rows(20, 40)
+    x[2, 0], x[17, 39] = torch.inf, -torch.inf
+    check_both(x, scale_of(x.abs().amax()))
+    _, turned = quantise_both(x, torch.ones((), device=DEVICE), backend=Backend.TRITON)
+    assert (turned[0, 2].float(), turned[39, 17].float()) == (448.0, -448.0)
 
 
 def test_a_row_with_infinity_has_scale_one() -> None:
@@ -95,3 +130,20 @@ def test_gpu_rows_of_every_width(shape: tuple[int, ...]) -> None:
     assert torch.equal(found, want)
     x[0].view(-1)[3] = torch.nan  # which Triton's interpreter does not keep
     assert quantise(x, backend=Backend.TRITON)[0].float().isnan().sum() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 16), (32_768, 1920), (129, 5760), (1_200_000, 2048)])  # the last beyond 2^31
+def test_gpu_both_orders_of_every_size(shape: tuple[int, int], dtype: torch.dtype, all_memory: None) -> None:
+    x = torch.randn(shape, device=DEVICE, dtype=dtype)
+    scale = scale_of(x.abs().amax())
+    x.view(-1)[3] = torch.nan
+    if x.numel() < 2**31:
+        check_both(x, scale)
+        return
+    codes, turned = quantise_both(x, scale, backend=Backend.TRITON)
+    for last in (slice(None, 1000), slice(-1000, None)):
+        want = quantise(x[last], scale, backend=Backend.REFERENCE)[0].view(torch.uint8)
+        assert torch.equal(codes[last].view(torch.uint8), want)
+        assert torch.equal(turned[:, last].view(torch.uint8), want.t())

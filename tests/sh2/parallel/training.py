@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from sh2.parallel.processes import Place, Processes
 from sh2.train.checkpoints import Checkpoints
 from sh2.train.config import TrainConfig
 from sh2.train.folder import RunFolder
+from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loop import Trainer
 from sh2.train.team import ALONE
 from sh2.train.together import Together
@@ -109,6 +112,7 @@ class Case:
     recompute: str = "none"
     compile: bool = False
     precision: str = "fp32"
+    fp8_linears: bool = False
     freeze: tuple[str, ...] = ()
     resumes: str | None = None  # the folder of a run that another stopped
     stops_after: int | None = None  # updates
@@ -161,6 +165,20 @@ def train(case: Case, folder: Path, processes: Processes | None, device: str = "
     trainer.run(lambda: next(updates, None) is None)
     if processes is None or processes.leads:
         (run.path / "notes.json").write_text(json.dumps(watcher.notes))
+
+
+def train_emulated(case: Case, folder: Path, processes: Processes | None) -> None:
+    """Likewise on a CPU, which has no FP8 products."""
+    emulated = partial(use_fp8_linears, emulate=True)
+    with patch("sh2.train.together.use_fp8_linears", emulated), patch("sh2.train.loop.use_fp8_linears", emulated):
+        train(case, folder, processes)
+
+
+def train_cases_emulated(cases: Sequence[Case], folder: Path) -> None:
+    """`train_cases` with FP8 products."""
+    processes = group()
+    for case in cases:
+        train_emulated(case, folder, processes)
 
 
 def train_cases(cases: Sequence[Case], folder: Path, device: str) -> None:
