@@ -47,7 +47,10 @@ def quantise_both(x_MC: Tensor, scale: Tensor, *, backend: Backend = Backend.AUT
     Raises:
         ValueError: as `quantise`.
     """
-    if not use_triton(backend, "quantise_both", x_MC, lacks_fp8(x_MC)):
+    limit = None
+    if x_MC.dtype.itemsize != 2 or x_MC.shape[1] % reference.TILE:
+        limit = f"numbers are {x_MC.dtype} in rows of {x_MC.shape[1]}; the kernel takes 16 bits, and multiples of 16"
+    if not use_triton(backend, "quantise_both", x_MC, limit or lacks_fp8(x_MC)):
         return reference.quantise_both(x_MC, scale)
     return _quantise_both(x_MC, scale.float())
 

@@ -1,4 +1,8 @@
-"""Rounding to E4M3 in Triton into both orders at once: a matrix is read once, and written as it lies and transposed."""
+"""Rounding to E4M3 in Triton into both orders at once: a matrix is read once, and written as it lies and transposed.
+
+For numbers of 16 bits, which are transposed before they are rounded. From numbers of 32 bits Triton 3.6 transposes the
+codes, byte by byte, and on a GPU some of these came out as zeros.
+"""
 
 # M rows of C numbers, in tiles of R by N; P = M up to a multiple of 16
 

@@ -92,15 +92,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, weight_NK: Tensor, dtype: torch.dtype, keep: bool, emulate: bool) -> Tensor:
         """dtype: of y. keep: the weight has a gradient."""
-        x_scale, weight_scale = _scale(x_MK), _scale(weight_NK)
+        narrow_NK = weight_NK.to(dtype)  # as a product under autocast takes it
+        x_scale, weight_scale = _scale(x_MK), _scale(narrow_NK)
         if keep:
             codes_MK, codes_KP = quantise_both(x_MK, x_scale)
             ctx.save_for_backward(weight_NK, weight_scale, codes_KP, x_scale)
         else:
             codes_MK, _ = quantise(x_MK, x_scale)
             ctx.save_for_backward(weight_NK, weight_scale)
-        ctx.x_dtype, ctx.emulate = x_MK.dtype, emulate
-        codes_NK, _ = quantise(weight_NK, weight_scale)
+        ctx.x_dtype, ctx.dtype, ctx.emulate = x_MK.dtype, dtype, emulate
+        codes_NK, _ = quantise(narrow_NK, weight_scale)
         return _product(codes_MK, codes_NK, x_scale, weight_scale, dtype, fast=True, emulate=emulate)
 
     @staticmethod
@@ -110,7 +111,7 @@ class _Product(torch.autograd.Function):
         dy_scale = _scale(dy_MN)
         codes_MN, codes_NP = quantise_both(dy_MN, dy_scale)
         if ctx.needs_input_grad[0]:
-            _, codes_KN = quantise_both(weight_NK, weight_scale)
+            _, codes_KN = quantise_both(weight_NK.to(ctx.dtype), weight_scale)
             dx_MK = _product(codes_MN, codes_KN, dy_scale, weight_scale, ctx.x_dtype, fast=True, emulate=ctx.emulate)
         if ctx.needs_input_grad[1]:
             codes_KP, x_scale = kept

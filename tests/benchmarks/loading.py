@@ -24,7 +24,7 @@ from sh2.bench.run import machine
 from sh2.presets import preset
 
 BUFFER = 64 << 20
-REPEATS = 3
+REPEATS = 2
 LOAD = """
 import sys
 from time import perf_counter

@@ -5,6 +5,7 @@ import torch
 
 from kernels import quantise, quantise_both, rescale, scale_of
 from kernels.backend import Backend
+from kernels.fp8 import reference
 from tests.kernels.comparison import DEVICE
 
 SHAPES = [(1, 1), (2, 3, 33), (5, 1920), (17, 16)]
@@ -66,8 +67,8 @@ def check_both(x: torch.Tensor, scale: torch.Tensor) -> None:
     torch.testing.assert_close(codes.float()[sure], want.float()[sure], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("C", [16, 48, 130])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("C", [16, 48, 144])
 @pytest.mark.parametrize("M", [1, 15, 16, 17, 129])
 def test_codes_in_both_orders_are_those_of_plain_torch(M: int, C: int, dtype: torch.dtype) -> None:
     x = rows(M, C, dtype=dtype)
@@ -78,11 +79,20 @@ def test_codes_in_both_orders_are_those_of_plain_torch(M: int, C: int, dtype: to
 
 
 def test_infinity_in_both_orders_is_the_largest_code() -> None:
-    x = rows(20, 40)
+    x = rows(20, 48, dtype=torch.bfloat16)
     x[2, 0], x[17, 39] = torch.inf, -torch.inf
     check_both(x, scale_of(x.abs().amax()))
     _, turned = quantise_both(x, torch.ones((), device=DEVICE), backend=Backend.TRITON)
     assert (turned[0, 2].float(), turned[39, 17].float()) == (448.0, -448.0)
+
+
+def test_what_the_kernel_of_both_orders_does_not_take_is_refused_or_computed_in_plain_torch() -> None:
+    for x in (rows(20, 48), rows(20, 40, dtype=torch.bfloat16)):
+        scale = scale_of(x.abs().amax())
+        with pytest.raises(ValueError, match="the kernel takes 16 bits, and multiples of 16"):
+            quantise_both(x, scale, backend=Backend.TRITON)
+        for found, want in zip(quantise_both(x, scale), reference.quantise_both(x, scale), strict=True):
+            assert torch.equal(found.view(torch.uint8), want.view(torch.uint8))
 
 
 def test_a_row_with_infinity_has_scale_one() -> None:
@@ -133,7 +143,7 @@ def test_gpu_rows_of_every_width(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 16), (32_768, 1920), (129, 5760), (1_200_000, 2048)])  # the last beyond 2^31
 def test_gpu_both_orders_of_every_size(shape: tuple[int, int], dtype: torch.dtype, all_memory: None) -> None:
     x = torch.randn(shape, device=DEVICE, dtype=dtype)

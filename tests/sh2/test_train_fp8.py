@@ -83,7 +83,7 @@ def test_a_product_is_that_of_rounded_operands_and_so_are_its_gradients(
     x, dy = operands(rows, 32, 48, dtype)
     found = results(layer, x, dy)
 
-    weight = layer.weight.detach()
+    weight = layer.weight.detach().to(dtype)
     expected = {
         "y": (rounded(x) @ rounded(weight).T).to(dtype) + (layer.bias.detach().to(dtype) if bias else 0),
         "dx": rounded(dy) @ rounded(weight),
