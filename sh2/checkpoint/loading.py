@@ -81,7 +81,7 @@ def build(
     placement = _placement(source.config, source.tensors, dtypes, devices, packed)
 
     def placed(name: str, lazy: LazyTensor) -> dict[str, Tensor]:
-        tensor = copied(lazy.read(), placement.of(name), dtypes[name])
+        tensor = copied(lazy, placement.of(name), dtypes[name])
         return packed[name].kept(tensor, name.removesuffix("weight")) if name in packed else {name: tensor}
 
     every = map_tensors(placed, source.tensors)

@@ -8,7 +8,7 @@ it; files without checksums are read unchecked.
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +50,70 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         file = safe_open(path, framework="pt", device="cpu")
         metadata = file.metadata() or {}
-        return {name: _entry(file, path, name, metadata.get(_CHECKSUM + name)) for name in file.keys()}  # noqa: SIM118
+        places = _places(path)
+        return {
+            name: _entry(file, path, name, places[name], metadata.get(_CHECKSUM + name))
+            for name in file.keys()  # noqa: SIM118
+        }
     except (SafetensorError, OSError) as error:
         raise Sh2Error(f"{path} is not a complete safetensors file: {error}").hint(
             "it may be truncated or damaged: copy or download it again"
         ) from None
 
 
-def _entry(file: Any, path: Path, name: str, checksum: str | None) -> LazyTensor:
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in the file the bytes of every tensor begin and end; of a file whose header was found right."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    begin = 8 + size
+    return {
+        name: (begin + entry["data_offsets"][0], begin + entry["data_offsets"][1])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _entry(file: Any, path: Path, name: str, place: tuple[int, int], checksum: str | None) -> LazyTensor:
     layout = file.get_slice(name)
     code = layout.get_dtype()
     if code not in _DTYPES:
         raise Sh2Error(f"{path}: `{name}` has dtype {code}; known are {', '.join(_DTYPES)}")
 
-    def read() -> Tensor:
-        tensor: Tensor = file.get_tensor(name)
-        if checksum is not None and checksum != _crc(tensor):
+    def check(found: int) -> None:
+        if checksum is not None and checksum != f"{found:08x}":
             raise Sh2Error(f"{path} is damaged: `{name}` does not match its checksum").hint(
                 "copy or download the file again"
             )
+
+    def read() -> Tensor:
+        tensor: Tensor = file.get_tensor(name)
+        check(zlib.crc32(tensor_bytes(tensor)))
         return tensor
 
-    return LazyTensor(tuple(layout.get_shape()), _DTYPES[code], read, layout.__getitem__)
+    def pieces(buffer: memoryview) -> Iterator[int]:
+        # read, and not mapped: to map a page can cost more than to copy it
+        found, (begin, end) = 0, place
+        with path.open("rb", buffering=0) as raw:
+            raw.seek(begin)
+            while begin < end:
+                piece = buffer[: end - begin]
+                _fill(raw, piece, path)
+                found = zlib.crc32(piece, found)
+                begin += len(piece)
+                yield len(piece)
+        check(found)
+
+    return LazyTensor(tuple(layout.get_shape()), _DTYPES[code], read, layout.__getitem__, pieces)
+
+
+def _fill(raw: Any, piece: memoryview, path: Path) -> None:
+    done = 0
+    while done < len(piece):  # one read gives at most 2 GB
+        count = raw.readinto(piece[done:])
+        if not count:
+            raise Sh2Error(f"{path} was cut short while it was read").hint("copy or download the file again")
+        done += count
 
 
 def write_safetensors(
@@ -124,7 +166,3 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
     flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return memoryview(flat)
-
-
-def _crc(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor_bytes(tensor)):08x}"

@@ -1,18 +1,19 @@
 """Tensors from files to the memory where they compute, several at once: one thread does not keep up with a disk."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sh2.checkpoint.tensors import LazyTensor, Tensors
+from sh2.checkpoint.tensors import LazyTensor, Pieces, Tensors
 
 _T = TypeVar("_T")
-_THREADS = 8  # beyond, nothing was gained
+_THREADS = 8  # each keeps a core busy with checksums
 _PIECE = 16 << 20  # bytes that go to a GPU at once, through memory that it reads by itself
 _own = local()
 
@@ -27,36 +28,46 @@ def map_tensors(work: Callable[[str, LazyTensor], _T], tensors: Tensors) -> Iter
             raise
 
 
-def copied(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy of a tensor of the host, elsewhere or in another dtype: what is mapped may go with its file."""
-    if device.type == "cuda" and tensor.numel():
-        return _through_staging(tensor.contiguous(), device, dtype)
-    if device.type != "cpu" or dtype is not tensor.dtype:
+def copied(lazy: LazyTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values in memory of their own, contiguous: a tensor that stayed mapped would change, or go, with its file."""
+    if device.type == "cuda":
+        return _through_staging(lazy, device, dtype)
+    if lazy.pieces is None:
+        tensor = lazy.read()
         return tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-    # of a thread's own: torch would start as many threads again for each of ours
-    copy = torch.empty(tensor.shape, dtype=dtype)
-    np.copyto(_bytes(copy), _bytes(tensor.contiguous()))
-    return copy
+    whole = torch.empty(lazy.shape, dtype=lazy.dtype)
+    deque(lazy.pieces(memoryview(_bytes(whole))), maxlen=0)
+    return whole.to(device=device, dtype=dtype)
 
 
-def _through_staging(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _through_staging(lazy: LazyTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Piece by piece, so that the next is read while others' pieces are on their way."""
     if not hasattr(_own, "staging"):
         _own.staging = torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True)
     staging: Tensor = _own.staging
-    copy = torch.empty(tensor.shape, dtype=dtype, device=device)
-    numbers, source = copy.view(-1), _bytes(tensor)
-    step = _PIECE // tensor.element_size()
-    for first in range(0, tensor.numel(), step):
-        piece = numbers[first : first + step]
-        size = piece.numel() * tensor.element_size()
-        begin = first * tensor.element_size()
-        np.copyto(staging.numpy()[:size], source[begin : begin + size])
-        piece.copy_(staging[:size].view(tensor.dtype).to(device, non_blocking=True))
+    copy = torch.empty(lazy.shape, dtype=dtype, device=device)
+    numbers, first = copy.view(-1), 0
+    for size in (lazy.pieces or _of(lazy.read()))(memoryview(_bytes(staging))):
+        piece = staging[:size].view(lazy.dtype)
+        numbers[first : first + piece.numel()].copy_(piece.to(device, non_blocking=True))
+        first += piece.numel()
         torch.cuda.current_stream(device).synchronize()
     return copy
 
 
-def _bytes(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.view(-1).view(torch.uint8).numpy()
-    return flat
+def _of(tensor: Tensor) -> Pieces:
+    """The pieces of a tensor that is there."""
+    source = _bytes(tensor.contiguous())
+
+    def pieces(buffer: memoryview) -> Iterator[int]:
+        room = np.frombuffer(buffer, dtype=np.uint8)
+        for begin in range(0, source.size, room.size):
+            part = source[begin : begin + room.size]
+            np.copyto(room[: part.size], part)
+            yield part.size
+
+    return pieces
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.view(-1).view(torch.uint8).numpy()

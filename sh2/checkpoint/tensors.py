@@ -1,6 +1,6 @@
 """A tensor that is read when it is needed: what every source gives and every destination takes. Knows no format."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from sh2.errors import Sh2Error
 
 Slices = tuple[slice, ...]
+Pieces = Callable[[memoryview], Iterator[int]]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 # these keep float32 whatever the model's dtype: a rounded pole, frequency or scale is another one
@@ -24,6 +25,9 @@ class LazyTensor:
     dtype: torch.dtype
     read: Callable[[], Tensor]
     read_part: Callable[[Slices], Tensor] | None = None  # where its source reads parts alone
+    # where its source has the bytes as they are: fills the buffer with the next ones, until there are none, and yields
+    # how many; checked at the end
+    pieces: Pieces | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:

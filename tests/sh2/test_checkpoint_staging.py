@@ -1,12 +1,15 @@
 """Tensors on their way from files: several at once, in order, and as they were."""
 
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 import torch
 
+from sh2.checkpoint.safetensors_file import read_safetensors, tensor_bytes, write_safetensors
 from sh2.checkpoint.staging import copied, map_tensors
 from sh2.checkpoint.tensors import LazyTensor
+from sh2.errors import Sh2Error
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 PIECE = 16 << 20  # bytes that go to a GPU at once
@@ -50,12 +53,37 @@ def test_a_copy_holds_the_numbers_and_nothing_of_the_source(
 ) -> None:
     whole = torch.randn(37, 11, generator=torch.Generator().manual_seed(0)).mul(9).to(source)
     for tensor in (whole, whole.T, whole[::2, 1:4], whole[:0], whole[3, 5]):
-        copy = copied(tensor, torch.device(device), dtype)
+        copy = copied(LazyTensor.of(tensor), torch.device(device), dtype)
         assert (copy.device.type, copy.dtype, copy.shape) == (device, dtype, tensor.shape)
         assert copy.is_contiguous()
         assert torch.equal(copy.cpu().float(), tensor.to(dtype).float())
         if tensor.numel():
             assert copy.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [0, 1, 1001])
+def test_what_a_file_holds_is_read_piece_by_piece(tmp_path: Path, device: str, size: int) -> None:
+    tensors = {"a": torch.randn(size), "b": torch.randn(3, size).bfloat16(), "c": torch.tensor(7)}
+    write_safetensors(tmp_path / "t", {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}, {})
+    for name, lazy in read_safetensors(tmp_path / "t").items():
+        buffer = bytearray(256)
+        assert lazy.pieces is not None
+        found = b"".join(bytes(buffer[:count]) for count in lazy.pieces(memoryview(buffer)))
+        assert found == bytes(tensor_bytes(tensors[name]))
+        assert torch.equal(copied(lazy, torch.device(device), lazy.dtype).cpu(), tensors[name])
+
+
+def test_a_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    write_safetensors(path, {"a": LazyTensor.of(torch.randn(1000))}, {})
+    lazy, whole = read_safetensors(path)["a"], path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Sh2Error, match=r"t is damaged: `a` does not match its checksum"):
+        copied(lazy, torch.device("cpu"), torch.float32)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(Sh2Error, match=r"t was cut short while it was read"):
+        copied(lazy, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.gpu
@@ -64,6 +92,6 @@ def test_more_than_a_piece_arrives_whole_from_every_thread(dtype: torch.dtype) -
     sizes = [PIECE // 4 - 1, PIECE // 4, PIECE // 4 + 1, 3 * PIECE // 4 + 7]
     sources = {f"{size} {turn}": torch.randn(size) for size in sizes for turn in range(4)}
     tensors = {name: LazyTensor.of(tensor) for name, tensor in sources.items()}
-    copies = map_tensors(lambda _, tensor: copied(tensor.read(), torch.device("cuda"), dtype), tensors)
+    copies = map_tensors(lambda _, tensor: copied(tensor, torch.device("cuda"), dtype), tensors)
     for tensor, copy in zip(sources.values(), copies, strict=True):
         assert torch.equal(copy.cpu(), tensor.to(dtype))

@@ -92,8 +92,8 @@ def test_the_weights_take_a_byte_each(folder: Path) -> None:
     assert packed(ids(9))[0].dtype is torch.bfloat16
 
 
-def test_loading_never_holds_the_weights_of_two_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what is read, only the tensor at hand is there when the next one is asked for."""
+def test_loading_never_holds_the_weights_of_many_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is read, only what other threads have at hand is there when the next one is asked for."""
     import gc
     import weakref
 
@@ -113,12 +113,15 @@ def test_loading_never_holds_the_weights_of_two_layers(folder: Path, monkeypatch
         return reading
 
     tensors = {
-        name: replace(lazy, read=watched(lazy.read)) if name.endswith("weight") and "blocks" in name else lazy
+        name: replace(lazy, read=watched(lazy.read), pieces=None)
+        if name.endswith("weight") and "blocks" in name
+        else lazy
         for name, lazy in source.tensors.items()
     }
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     build(replace(source, tensors=tensors), [torch.device("cpu")], label="it", fp8_weights=True)
     assert len(alive) == sum(name.endswith("weight") and "blocks" in name for name in tensors)
-    assert most <= 1
+    assert most <= 2
 
 
 @pytest.mark.parametrize("stored", [False, True])
