@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.reader import read_records
 from data.sequence import IS_BASE, reverse_complement, to_upper_dna
 from data.store import Split, TokenStore
-from evo_cli.outputs.picture import blank, save
+from evo_cli.outputs.picture import blank, entitle, save
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
@@ -191,5 +191,5 @@ def plot_bits(curves: dict[str, Bits], picture: Path, *, title: str) -> None:
     axes.set(xlabel="bases read, kb", ylabel="bits per base")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
-    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
+    entitle(figure, title)
     save(figure, picture)

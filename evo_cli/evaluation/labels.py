@@ -18,7 +18,7 @@ from data.agreement import (
 )
 from data.errors import DataError
 from data.labels import MISSING, Key, read_labels
-from evo_cli.outputs.picture import blank, save
+from evo_cli.outputs.picture import blank, entitle, save
 
 COLUMNS = ("group", "metric", "variants", "positives", "value", "low", "high")
 _ALL = "all"
@@ -164,5 +164,5 @@ def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str,
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10, color=_INK)
+    entitle(figure, title)
     save(figure, picture)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.composition import Composition, compose, draw_pieces, jensen_shannon, kolmogorov_smirnov
 from data.errors import DataError
 from data.reader import read_records
-from evo_cli.outputs.picture import blank, save
+from evo_cli.outputs.picture import blank, entitle, save
 
 COLUMNS = ("metric", "samples", "reference", "distance", "distance_drawn")
 Counts = NDArray[Any]
@@ -116,5 +116,5 @@ def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     for axes in (kmers, gc, orfs, codons):
         axes.spines[["top", "right"]].set_visible(False)
     gc.legend(fontsize=8, frameon=False)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10, color="#333333")
+    entitle(figure, title)
     save(figure, picture)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.sequence import IS_BASE, to_upper_dna
 from evo_cli.evaluation.held_out import Bases
-from evo_cli.outputs.picture import blank, save
+from evo_cli.outputs.picture import blank, entitle, save
 
 if TYPE_CHECKING:
     from sh2.model import StripedHyena2
@@ -81,5 +81,5 @@ def plot_positions(rows: Sequence[Positions], picture: Path, *, title: str) -> N
     axes.set(xlabel="bases before", ylabel="bits per base")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
-    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
+    entitle(figure, title)
     save(figure, picture)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evo_cli.outputs.picture import blank, save
+from evo_cli.outputs.picture import blank, entitle, save
 
 if TYPE_CHECKING:
     from sh2.reading.recall import Recall
@@ -28,6 +28,6 @@ def plot_recall(results: "Sequence[Recall]", picture: Path, *, title: str) -> No
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     axes.set(xlabel="length, bases", ylabel="depth of the needle")
-    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10, color="#333333")
+    entitle(figure, title)
     figure.colorbar(image, ax=axes, label="share of bases recalled")
     save(figure, picture)
