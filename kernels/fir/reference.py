@@ -40,7 +40,8 @@ class _ShiftedSum(torch.autograd.Function):
         L = padded_BSD.shape[1] - K + 1
         y_BLD = padded_BSD[:, K - 1 :] * taps_DK[:, 0]
         for k in range(1, K):
-            y_BLD.addcmul_(padded_BSD[:, K - 1 - k : K - 1 - k + L], taps_DK[:, k])
+            # not in place: the graph that torch 2.11 makes of that has no gradients
+            y_BLD = y_BLD.addcmul(padded_BSD[:, K - 1 - k : K - 1 - k + L], taps_DK[:, k])
         return y_BLD
 
     @staticmethod
