@@ -39,9 +39,10 @@ class _ShiftedSum(torch.autograd.Function):
         K = taps_DK.shape[1]
         L = padded_BSD.shape[1] - K + 1
         y_BLD = padded_BSD[:, K - 1 :] * taps_DK[:, 0]
+        # the graph that torch 2.11 makes of sums in place has no gradients
+        add = torch.addcmul if torch.compiler.is_compiling() else Tensor.addcmul_
         for k in range(1, K):
-            # not in place: the graph that torch 2.11 makes of that has no gradients
-            y_BLD = y_BLD.addcmul(padded_BSD[:, K - 1 - k : K - 1 - k + L], taps_DK[:, k])
+            y_BLD = add(y_BLD, padded_BSD[:, K - 1 - k : K - 1 - k + L], taps_DK[:, k])
         return y_BLD
 
     @staticmethod
