@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sequence import reverse_complement
+from data.sequence import BASE_CODES, reverse_complement
 
-_CODES = np.full(256, 4, dtype=np.int64)
-for _code, _base in enumerate(b"ACGT"):
-    _CODES[_base] = _CODES[_base + 32] = _code
+_CODES = BASE_CODES.astype(np.int64)
 
 Counts = NDArray[np.int64]
 

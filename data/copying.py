@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.seeds import WORD, Ints, Runs, Words, find_runs, same_bases, spread
+from data.sequence import BASE_CODES
 
 # N experts that speak in a chunk, one row a position; T positions; K contexts; F, G features; D, H of the network
 Floats = NDArray[np.float32]
@@ -37,10 +38,6 @@ _ONE, _TWO, _THREE = (np.uint64(number) for number in (1, 2, 3))
 _CODON = np.uint64(sum(1 << 2 * back for back in range(3, 31, 3)))  # 3, 6, ... 30 bases before the next one
 _OLDER = np.array([17, 23, 27])  # bounds of the hits among the 32 bases before the last 31
 _CONTEXTS = 11 * 22 * 2 * 4  # hits 3, 6, ... 30 bases back, those at the others of 31, the last one, older ones
-
-_CODES = np.full(256, 4, dtype=np.uint8)
-for _code, _base in enumerate(b"ACGT"):
-    _CODES[_base] = _CODES[_base + 32] = _code
 
 
 def copied_log_probs(
@@ -70,8 +67,8 @@ def copied_log_probs(
     length = len(text)
     if log_probs_L4.shape != (length, 4):
         raise DataError(f"log-probabilities of shape {list(log_probs_L4.shape)} do not fit a text of {length} bases")
-    codes = _CODES[text]
-    whole = np.concatenate([*(_CODES[sequence] for sequence in memory), codes]) & np.uint8(3)
+    codes = BASE_CODES[text]
+    whole = np.concatenate([*(BASE_CODES[sequence] for sequence in memory), codes]) & np.uint8(3)
     text_words, words = Words(codes & np.uint8(3)), Words(np.concatenate([whole, np.uint8(3) - whole[::-1]]))
     runs = find_runs(codes, text_words, words, len(whole) - length)
     log_probs = np.full(length, np.nan, dtype=np.float32)

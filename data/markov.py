@@ -17,14 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.sequence import BASE_CODES
 
 MAX_ORDER = 12
 _CHUNK = 1 << 20
 _NOT_A_BASE = 4
-
-_CODES = np.full(256, _NOT_A_BASE, dtype=np.uint8)
-for _code, _base in enumerate(b"ACGT"):
-    _CODES[_base] = _CODES[_base + 32] = _code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +83,7 @@ def _pieces(sequences: Iterable[NDArray[np.uint8]], order: int) -> Iterator[tupl
     for sequence in sequences:
         for start in range(0, len(sequence), _CHUNK):
             carried = min(order, start)
-            yield _CODES[sequence[start - carried : start + _CHUNK]], carried
+            yield BASE_CODES[sequence[start - carried : start + _CHUNK]], carried
 
 
 def _context_lengths(codes: NDArray[np.uint8], order: int) -> NDArray[np.int32]:

@@ -44,6 +44,12 @@ URACIL_TO_THYMINE = _table({"U": "T"})
 IS_BASE = _member(BASES)
 """bool [256]: A, C, G, T in either case."""
 
+BASE_CODES = np.full(256, 4, dtype=np.uint8)
+"""uint8 [256]: 0 to 3 for A, C, G, T in either case, 4 for whatever is no base."""
+for _code, _base in enumerate(b"ACGT"):
+    BASE_CODES[_base] = BASE_CODES[_base + 32] = _code
+BASE_CODES.setflags(write=False)
+
 _COMPLEMENT_ARRAY = np.frombuffer(COMPLEMENT, dtype=np.uint8)
 _UPPER_ARRAY = np.frombuffer(UPPER_DNA, dtype=np.uint8)
 

@@ -8,7 +8,7 @@ from kernels.attention_merge import merge_attention
 from kernels.attention_step import attention_append, attention_step
 from kernels.backend import Backend
 from kernels.fir import channel_fir, grouped_fir
-from kernels.fp8 import E4M3_MAX, pack, quantise, quantise_both, rescale, scale_of, unpack
+from kernels.fp8 import E4M3_MAX, FP8_TILE, pack, quantise, quantise_both, rescale, scale_of, unpack
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
 from kernels.hyena_li import ModalPiece, ModalState, hyena_li, hyena_li_piece, hyena_li_step, modal_scan
 from kernels.linear_step import few_rows, gated_step, linear_step
@@ -18,6 +18,7 @@ from kernels.rotary import rotate
 
 __all__ = [
     "E4M3_MAX",
+    "FP8_TILE",
     "Backend",
     "FirState",
     "ModalPiece",

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from kernels import quantise, rescale, scale_of
+from kernels import FP8_TILE, quantise, rescale, scale_of
 from sh2.errors import Sh2Error
 from sh2.packed import ROWS, PackedLinear, is_packed
 from sh2.precision import Float32Kept
 
-_TILE = 16  # hardware takes sizes that are multiples of this
 _CAPABILITY = (8, 9)  # of the first devices with FP8 products
 
 
@@ -91,7 +90,7 @@ def multiply(
 ) -> Tensor:
     """x W^T on hardware, of codes, times what undoes their scales; rows are padded to what it takes."""
     rows = x_MD.shape[0]
-    if lacking := -rows % _TILE:
+    if lacking := -rows % FP8_TILE:
         x_MD = F.pad(x_MD.view(torch.uint8), (0, 0, 0, lacking)).view(torch.float8_e4m3fn)
     y_ME: Tensor = torch._scaled_mm(
         x_MD,
@@ -223,7 +222,7 @@ def fp8_lacks(device: torch.device, width: int) -> str | None:
     if (capability := torch.cuda.get_device_capability(device)) < _CAPABILITY:
         name, has = torch.cuda.get_device_name(device), ".".join(map(str, capability))
         return f"{name} has no FP8 products: its compute capability is {has}, they need 8.9"
-    return f"FP8 products need widths in multiples of {_TILE}, not {width}" if width % _TILE else None
+    return f"FP8 products need widths in multiples of {FP8_TILE}, not {width}" if width % FP8_TILE else None
 
 
 def choose_precision(model: nn.Module, precision: str, *, width: int, trained_in_fp8: bool) -> None:

@@ -90,8 +90,10 @@ def perplexity(
     window = context or loaded.config.context
     reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror, memory=copied)
     chosen = list(Strand) if strand is Strands.BOTH else [Strand(strand)]
-    passes = len(chosen) * (2 if copied else 1)
-    with counter("eval", total=passes * sum(stretch.size for stretch in stretches)) as advance:
+    held = sum(stretch.size for stretch in copied)
+    bases = sum(stretch.size for stretch in stretches)
+    # a copy model reads what the model has read, and a break after each
+    with counter("eval", total=len(chosen) * (2 * bases + len(stretches) if copied else bases)) as advance:
         found = {one: measure(loaded, stretches, one, reading, advance) for one in chosen}
     if plot is not None:
         plot_bits({str(one): bits for one, bits in found.items()}, plot, title=f"{input}, {model}")
@@ -99,7 +101,6 @@ def perplexity(
     header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tmemory\tbits_per_base"
     typer.echo(header + ("\tprecision" if mark else ""))
     for one, bits in found.items():
-        held = sum(stretch.size for stretch in copied)
         cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", held]
         typer.echo("\t".join(map(str, [*cells, f"{bits.per_base:.4f}", *([mark] if mark else [])])))
 

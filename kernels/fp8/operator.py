@@ -48,7 +48,7 @@ def quantise_both(x_MC: Tensor, scale: Tensor, *, backend: Backend = Backend.AUT
         ValueError: as `quantise`.
     """
     limit = None
-    if x_MC.dtype.itemsize != 2 or x_MC.shape[1] % reference.TILE:
+    if x_MC.dtype.itemsize != 2 or x_MC.shape[1] % reference.FP8_TILE:
         limit = f"numbers are {x_MC.dtype} in rows of {x_MC.shape[1]}; the kernel takes 16 bits, and multiples of 16"
     if not use_triton(backend, "quantise_both", x_MC, limit or lacks_fp8(x_MC)):
         return reference.quantise_both(x_MC, scale)
@@ -118,7 +118,7 @@ def _quantise_both(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 @_quantise_both.register_fake
 def _(x_MC, scale):  # type: ignore[no-untyped-def]
     M, C = x_MC.shape
-    P = (M + reference.TILE - 1) // reference.TILE * reference.TILE
+    P = (M + reference.FP8_TILE - 1) // reference.FP8_TILE * reference.FP8_TILE
     return tuple(x_MC.new_empty(shape, dtype=torch.float8_e4m3fn) for shape in ((M, C), (C, P)))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 E4M3_MAX = 448.0
-TILE = 16  # hardware's products sum over multiples of this
+FP8_TILE = 16  # hardware's products sum over multiples of this
 
 
 def scale_of(amax: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def quantise(x_XC: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]
 def quantise_both(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Codes float8_e4m3fn [M, C] and [C, P]; see `kernels.fp8.operator`."""
     codes_MC, _ = quantise(x_MC, scale)
-    bytes_PC = F.pad(codes_MC.view(torch.uint8), (0, 0, 0, -codes_MC.shape[0] % TILE))
+    bytes_PC = F.pad(codes_MC.view(torch.uint8), (0, 0, 0, -codes_MC.shape[0] % FP8_TILE))
     return codes_MC, bytes_PC.t().contiguous().view(torch.float8_e4m3fn)
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fp8.reference import TILE
+from kernels.fp8.reference import FP8_TILE
 
 ROWS, COLUMNS, WARPS = 128, 64, 4
 
@@ -33,7 +33,7 @@ def quantise_both_kernel(x, scale, codes, turned, M, C, P, R: tl.constexpr, N: t
 def quantise_tiles(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Run the kernel on contiguous rows."""
     M, C = x_MC.shape
-    P = triton.cdiv(M, TILE) * TILE
+    P = triton.cdiv(M, FP8_TILE) * FP8_TILE
     codes_MC = torch.empty_like(x_MC, dtype=torch.float8_e4m3fn)
     codes_CP = x_MC.new_empty(C, P, dtype=torch.float8_e4m3fn)
     grid = triton.cdiv(M, ROWS), triton.cdiv(C, COLUMNS)

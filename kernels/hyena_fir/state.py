@@ -37,7 +37,7 @@ class _State(torch.autograd.Function):
         for j in range(1, F):
             f_BRV = torch.addcmul(f_BRV, z_BLV[:, L - R - j : L - j], taps_VF[:, j])
         if bias_E is not None:
-            f_BRV = f_BRV + bias_E[E // 3 :]  # not in place: see `kernels.fir.reference`
+            f_BRV += bias_E[E // 3 :]
         keys_BRD, values_BRD = f_BRV.chunk(2, dim=2)
         ctx.biased = bias_E is not None
         ctx.save_for_backward(z_BLE, featurizer_EF, keys_BRD, values_BRD)

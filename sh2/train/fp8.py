@@ -28,12 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import quantise, quantise_both, scale_of
+from kernels import FP8_TILE, quantise, quantise_both, scale_of
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection, fp8_lacks, multiply
 from sh2.model import StripedHyena2
-
-_TILE = 16  # FP8 products take sizes that are multiples of this
 
 
 def check_fp8_linears(model: StripedHyena2, device: torch.device) -> None:
@@ -146,9 +144,9 @@ def _product(
 
 def _check_sizes(model: StripedHyena2) -> None:
     for name, layer in _linears(model):
-        if layer.in_features % _TILE or layer.out_features % _TILE:
+        if layer.in_features % FP8_TILE or layer.out_features % FP8_TILE:
             raise Sh2Error(
-                f"FP8 linears need sizes that are multiples of {_TILE}: `{name}` is {layer.in_features} by "
+                f"FP8 linears need sizes that are multiples of {FP8_TILE}: `{name}` is {layer.in_features} by "
                 f"{layer.out_features}"
             ).hint("change `width` or `mlp_width`, or train without `--fp8-linears`")
 
