@@ -6,7 +6,7 @@ comes out continues it. Pieces of a sequence, however cut, give the outputs of o
 
 from kernels.attention_merge import merge_attention
 from kernels.attention_step import attention_append, attention_step
-from kernels.backend import Backend
+from kernels.backend import Backend, constant
 from kernels.fir import channel_fir, grouped_fir
 from kernels.fp8 import E4M3_MAX, FP8_TILE, pack, quantise, quantise_both, rescale, scale_of, unpack
 from kernels.hyena_fir import FirState, hyena_fir, hyena_fir_state, hyena_fir_step
@@ -26,6 +26,7 @@ __all__ = [
     "attention_append",
     "attention_step",
     "channel_fir",
+    "constant",
     "few_rows",
     "gated_step",
     "grouped_fir",

@@ -3,7 +3,9 @@
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,16 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _FP8_CAPABILITY = (8, 9)  # of the first GPUs that know it
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def constant(function: _F) -> _F:
+    """Let torch's compiler call a function while it compiles, and keep the result.
+
+    It is `torch.compiler.assume_constant_result`, which loads the compiler: seconds, of programs that compile nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class Backend(StrEnum):
@@ -49,7 +61,7 @@ def lacks_fp8(x: Tensor) -> str | None:
     return _lacks_fp8(x.device.index) if x.is_cuda else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _lacks_fp8(device: int) -> str | None:
     if torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} does not know FP8"
@@ -65,7 +77,7 @@ def limit_in_place(past_BPE: Tensor, inner: Tensor, dtype: torch.dtype) -> str |
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def unavailable(device: str, dtype: torch.dtype) -> str | None:
     """Say why the Triton kernels cannot take tensors of this device and dtype; None if they can."""
     return _unavailable(device, dtype)

@@ -1,6 +1,8 @@
 """Loading and saving models: from folders, published files, parts and names; dtypes; what goes wrong."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,13 @@ def test_a_model_saved_comes_back_to_the_bit(tmp_path: Path, config: ModelConfig
     save_model(model, tmp_path / "m")
     assert_same_model(load(tmp_path / "m"), model)
     assert not load(str(tmp_path / "m")).training
+
+
+def test_who_loads_and_scores_waits_for_no_compiler(model_folder: Path) -> None:
+    """It is a second or more to import."""
+    work = f"sh2.score(sh2.load({str(model_folder)!r}), ['ACGT'])"
+    code = f"import sys, sh2; {work}; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_weights_of_mixed_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:
