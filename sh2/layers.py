@@ -2,6 +2,9 @@
 
 # B batch, L length, D width, I inner width of the MLP
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,10 +12,22 @@ from torch.nn import functional as F
 from kernels import Backend, rms_norm, rms_norm_and_sum
 from sh2.config import Activation
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """A linear layer whose weights are left for `sh2.initialize` to set."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    return unset(nn.Linear, inputs, outputs, bias=bias)
+
+
+def unset(kind: Callable[..., _Module], *arguments: int, bias: bool) -> _Module:
+    """Make a layer without numbers.
+
+    As `torch.nn.utils.skip_init`, but a layer that stays on the meta device stays what it is: to copy it there would
+    load torch's compiler, for seconds.
+    """
+    layer, device = kind(*arguments, bias=bias, device="meta"), torch.get_default_device()
+    return layer if device.type == "meta" else layer.to_empty(device=device)
 
 
 class RMSNorm(nn.Module):

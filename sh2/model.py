@@ -111,9 +111,8 @@ class StripedHyena2(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.utils.skip_init(
-            nn.Embedding, config.vocab_size, config.width, device=torch.get_default_device()
-        )
+        # not `skip_init`: normal numbers, even of the meta device, load torch's compiler
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.unembedding = None if config.tied_embeddings else linear(config.width, config.vocab_size, bias=False)

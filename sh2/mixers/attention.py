@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from kernels import attention_append, attention_step, rotate
 from sh2.config import ModelConfig, RotaryFrequencies
@@ -60,7 +59,7 @@ class Attention(Float32Kept, Backed):
         # a context extension that sets another base must not be undone by a file's old buffer: only models that are
         # configured to use a file's own values carry them
         stored = config.rotary_frequencies is RotaryFrequencies.STORED
-        self.register_buffer("inv_freq", rotary_frequencies(config), persistent=stored)
+        self.register_buffer("inv_freq", torch.empty(config.head_dim // 2), persistent=stored)
 
     def forward(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
         u_BLD, state = self.inner(x_BLD, state)
@@ -139,6 +138,8 @@ def attend(q_BLHC: Tensor, k_BSJC: Tensor, v_BSJC: Tensor, begin_B: Tensor | Non
     if begin_B is None and L == S:
         return whole(is_causal=True).transpose(1, 2)
     if begin_B is None and _has_lower_right(q_BHLC, grouped):
+        from torch.nn.attention.bias import causal_lower_right  # it loads torch's compiler
+
         return whole(attn_mask=causal_lower_right(L, S)).transpose(1, 2)
     # a mask has as many entries as queries times keys: with a long past, a few queries at a time
     rows = 1 if begin_B is None else len(begin_B)

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels import merge_attention
+from kernels import constant, merge_attention
 
 _UNIT = 1024
 _MOST_CHANNELS = 128
@@ -70,7 +70,7 @@ def _attend(q_BHLC: Tensor, k_BJSC: Tensor, v_BJSC: Tensor, *, causal: bool) -> 
     return y_BHLC, log_BHL1.squeeze(-1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _available(device: torch.device) -> bool:
     return torch.backends.cuda.cudnn_sdp_enabled() and _new_enough(device)
 

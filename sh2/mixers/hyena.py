@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kernels import FirState, ModalState, hyena_fir, hyena_fir_step, hyena_li, hyena_li_step
 from sh2.config import DecayWindow, ModelConfig
 from sh2.fp8 import InputProjection
-from sh2.layers import linear
+from sh2.layers import linear, unset
 from sh2.mixers.backed import Backed
 from sh2.mixers.kept import Kept
 from sh2.precision import Float32Kept
@@ -20,9 +20,7 @@ class Hyena(Backed):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.input = nn.utils.skip_init(
-            InputProjection, width, 3 * width, bias=config.input_bias, device=torch.get_default_device()
-        )
+        self.input = unset(InputProjection, width, 3 * width, bias=config.input_bias)
         self.featurizer_taps = nn.Parameter(torch.empty(3 * width, config.featurizer_taps))
         self.featurizer_bias = nn.Parameter(torch.empty(3 * width)) if config.featurizer_bias else None
         self.output = linear(width, width, bias=config.hyena_output_bias)

@@ -32,13 +32,15 @@ import torch, sh2
 folder, device = sys.argv[1:]
 torch.zeros(1, device=device)
 times = [perf_counter()]
+sh2.load, sh2.score  # which imports what they need
+times.append(perf_counter())
 model = sh2.load(folder, device, torch.bfloat16)
 if device != "cpu":
     torch.cuda.synchronize()
 times.append(perf_counter())
 sh2.score(model, ["ACGT" * 250])
 times.append(perf_counter())
-print(times[1] - times[0], times[2] - times[1])
+print(*(end - begin for begin, end in zip(times, times[1:])))
 """
 
 
@@ -54,7 +56,7 @@ def read(files: list[Path]) -> float:
 
 
 def load(folder: Path, device: str) -> list[float]:
-    """Seconds to load, and then to score, in a new process."""
+    """Seconds to import, to load, and then to score, in a new process."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder), device], check=True, capture_output=True, text=True)
     return [float(text) for text in done.stdout.split()]
 
@@ -74,13 +76,14 @@ def main() -> None:
     reading = median(read(files) for _ in range(REPEATS))
     load(chosen.folder, chosen.device)  # what is compiled once is compiled now
     loads = [load(chosen.folder, chosen.device) for _ in range(REPEATS)]
-    loading, scoring = (median(times) for times in zip(*loads, strict=True))
+    importing, loading, scoring = (median(times) for times in zip(*loads, strict=True))
     row = {
         "preset": chosen.preset,
         "gb": size / 1e9,
         "read_gb_per_s": size / reading / 1e9,
         "load_gb_per_s": size / loading / 1e9,
         "load_to_read": reading / loading,
+        "import_seconds": importing,
         "load_seconds": loading,
         "first_score_seconds": scoring,
         "machine": machine(chosen.device),
