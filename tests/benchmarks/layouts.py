@@ -1,6 +1,6 @@
 """Train the paper's layouts at the same parameters for the same seconds, some seeds each; print a line of JSON a run.
 
-python tests/benchmarks/layouts.py far.h5 --test ecoli.fna.gz --preset nano --seconds 60 --output runs/
+python tests/benchmarks/layouts.py far.h5 --test ecoli.fna.gz --preset nano --seconds 60 --output runs/ --plot all.png
 
 How many steps a layout makes in that time is measured first, alone on the machine; then all runs are made, several at
 once, in whatever company: each has the steps of its layout. Runs are those of `evo train`; held-out bases are those of
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from evo_cli.outputs.picture import blank, entitle, save
 
 LAYOUTS = "se-mr-li,se-se-li,li-li-li,all-se,all-mr,attention"
 TRIAL_STEPS = 60
@@ -90,6 +92,24 @@ def measure(chosen: argparse.Namespace, layout: str, seed: int, steps: int) -> d
     }
 
 
+def plot(rows: list[dict[str, Any]], picture: Path, *, title: str) -> None:
+    """Draw what is held out of the training data over the seconds: the mean of the seeds, and their range."""
+    figure = blank(7, 4)
+    axes = figure.subplots()
+    for layout in dict.fromkeys(row["layout"] for row in rows):
+        runs = [row for row in rows if row["layout"] == layout]
+        seconds = [tokens / runs[0]["tokens"] * runs[0]["seconds_alone"] for tokens, _ in runs[0]["curve"]]
+        bits = list(zip(*([value for _, value in run["curve"]] for run in runs), strict=True))
+        (line,) = axes.plot(seconds, [sum(values) / len(values) for values in bits], label=layout)
+        axes.fill_between(seconds, list(map(min, bits)), list(map(max, bits)), color=line.get_color(), alpha=0.2, lw=0)
+    axes.set_xlabel("seconds of training, alone on the machine")
+    axes.set_ylabel("bits per base, held out")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    entitle(figure, title)
+    save(figure, picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="of `evo prepare`, to train on")
@@ -101,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, alone, for each run")
     parser.add_argument("--at-once", type=int, default=4, help="runs side by side")
     parser.add_argument("--train", default="--length 8192 --batch-size 8 --lr 2e-3", help="further options of training")
+    parser.add_argument("--plot", type=Path, help="PNG to draw the curves to")
     parser.add_argument("--eval", default="--context 8192", help="further options of `evo eval perplexity`")
     chosen = parser.parse_args()
     about = {
@@ -113,9 +134,14 @@ def main() -> None:
     with ThreadPoolExecutor(chosen.at_once) as pool:
         # seeds outermost: a table that is cut short has every layout
         runs = [(layout, seed) for seed in range(chosen.seeds) for layout in layouts]
+        rows = []
         for row in pool.map(lambda run: measure(chosen, *run, steps[run[0]]), runs):
             sys.stdout.write(json.dumps(row | about) + "\n")
             sys.stdout.flush()
+            rows.append(row)
+    if chosen.plot is not None:
+        seeds = f"{chosen.seeds} seeds each" if chosen.seeds > 1 else "one seed each"
+        plot(rows, chosen.plot, title=f"layouts of {chosen.preset} at its parameters, on {about['device']}, {seeds}")
 
 
 if __name__ == "__main__":
