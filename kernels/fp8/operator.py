@@ -52,9 +52,7 @@ def quantise_both(x_MC: Tensor, scale: Tensor, *, backend: Backend = Backend.AUT
         limit = f"numbers are {x_MC.dtype} in rows of {x_MC.shape[1]}; the kernel takes 16 bits, and multiples of 16"
     if not use_triton(backend, "quantise_both", x_MC, limit or lacks_fp8(x_MC)):
         return reference.quantise_both(x_MC, scale)
-    from kernels.fp8.transpose import quantise_tiles  # it loads torch's compiler
-
-    return quantise_tiles(x_MC, scale.float())
+    return _quantise_both(x_MC, scale.float())
 
 
 @torch.no_grad()
@@ -107,6 +105,21 @@ def _quantise_by(x_XC: Tensor, scale: Tensor) -> Tensor:
 @_quantise_by.register_fake
 def _(x_XC, scale):  # type: ignore[no-untyped-def]
     return x_XC.new_empty(x_XC.shape, dtype=torch.float8_e4m3fn)
+
+
+@torch.library.custom_op("evo::quantise_both", mutates_args=())
+def _quantise_both(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    from kernels.fp8.transpose import quantise_tiles
+
+    with torch.cuda.device_of(x_MC):
+        return quantise_tiles(x_MC.contiguous(), scale)
+
+
+@_quantise_both.register_fake
+def _(x_MC, scale):  # type: ignore[no-untyped-def]
+    M, C = x_MC.shape
+    P = (M + reference.FP8_TILE - 1) // reference.FP8_TILE * reference.FP8_TILE
+    return tuple(x_MC.new_empty(shape, dtype=torch.float8_e4m3fn) for shape in ((M, C), (C, P)))
 
 
 @torch.library.custom_op("evo::rescale", mutates_args=())

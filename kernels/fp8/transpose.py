@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
 from kernels.fp8.reference import FP8_TILE
 
@@ -31,20 +30,12 @@ def quantise_both_kernel(x, scale, codes, turned, M, C, P, R: tl.constexpr, N: t
     tl.store(turned + column_N[:, None] * P + row_R[None, :], tl.trans(codes_RN), mask=inside_NR)
 
 
-# torch 2.11 wraps no kernel that Triton's interpreter runs
-_launch = (
-    wrap_triton(quantise_both_kernel) if isinstance(quantise_both_kernel, triton.JITFunction) else quantise_both_kernel
-)
-
-
-@triton_op("evo::quantise_both", mutates_args=())
 def quantise_tiles(x_MC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the kernel; torch's compiler launches it by itself, where a custom operator's call takes longer than it."""
+    """Run the kernel on contiguous rows."""
     M, C = x_MC.shape
     P = triton.cdiv(M, FP8_TILE) * FP8_TILE
-    codes_MC = x_MC.new_empty(M, C, dtype=torch.float8_e4m3fn)
+    codes_MC = torch.empty_like(x_MC, dtype=torch.float8_e4m3fn)
     codes_CP = x_MC.new_empty(C, P, dtype=torch.float8_e4m3fn)
     grid = triton.cdiv(M, ROWS), triton.cdiv(C, COLUMNS)
-    with torch.cuda.device_of(x_MC):
-        _launch[grid](x_MC.contiguous(), scale, codes_MC, codes_CP, M, C, P, ROWS, COLUMNS, num_warps=WARPS)
+    quantise_both_kernel[grid](x_MC, scale, codes_MC, codes_CP, M, C, P, ROWS, COLUMNS, num_warps=WARPS)
     return codes_MC, codes_CP

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import FP8_TILE, quantise_both, scale_of
+from kernels import FP8_TILE, quantise, quantise_both, scale_of
 from sh2.errors import Sh2Error
 from sh2.fp8 import InputProjection, fp8_lacks, multiply
 from sh2.model import StripedHyena2
@@ -92,10 +92,14 @@ class _Product(torch.autograd.Function):
         """dtype: of y. keep: the weight has a gradient."""
         narrow_NK = weight_NK.to(dtype)  # as a product under autocast takes it
         x_scale, weight_scale = _scale(x_MK), _scale(narrow_NK)
-        codes_MK, codes_KP = quantise_both(x_MK, x_scale)
-        codes_NK, _ = quantise_both(narrow_NK, weight_scale)
-        ctx.save_for_backward(weight_NK, weight_scale, *((codes_KP, x_scale) if keep else ()))
+        if keep:
+            codes_MK, codes_KP = quantise_both(x_MK, x_scale)
+            ctx.save_for_backward(weight_NK, weight_scale, codes_KP, x_scale)
+        else:
+            codes_MK, _ = quantise(x_MK, x_scale)
+            ctx.save_for_backward(weight_NK, weight_scale)
         ctx.x_dtype, ctx.dtype, ctx.emulate = x_MK.dtype, dtype, emulate
+        codes_NK, _ = quantise(narrow_NK, weight_scale)
         return _product(codes_MK, codes_NK, x_scale, weight_scale, dtype, fast=True, emulate=emulate)
 
     @staticmethod
