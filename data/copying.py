@@ -33,6 +33,8 @@ _BEST = 6  # experts that are heard one by one, and not only in the sum
 _NEAR = 3  # bases before, of the text, and after, of the best expert's sequence
 _HIDDEN = 64
 _RATE, _SLOWER_AFTER = 2e-3, 200_000  # of learning, and the bases from which on it falls with their root
+_MOST_ODDS = 20.0  # of all experts together: at the end of a repeat, hundreds are wrong at once
+_FLOOR = 2.0**-14  # of the probability is shared by the four bases, so that none costs more than 16 bits
 
 _ONE, _TWO, _THREE = (np.uint64(number) for number in (1, 2, 3))
 _CODON = np.uint64(sum(1 << 2 * back for back in range(3, 31, 3)))  # 3, 6, ... 30 bases before the next one
@@ -82,7 +84,8 @@ def copied_log_probs(
             batch = votes_T4F[at - first : to - first]
             log_p = network.predict(batch, around_TG[at - first : to - first])
             scored = np.flatnonzero(codes[at:to] < 4)
-            log_probs[at + scored] = log_p[scored, codes[at + scored]]
+            found = np.exp(log_p[scored, codes[at + scored]])
+            log_probs[at + scored] = np.log((1 - _FLOOR) * found + _FLOOR / 4)
             network.learn(batch, codes[at:to], _RATE / (1 + at / _SLOWER_AFTER) ** 0.5)
         table.learn(experts, codes[first:last])
         progress(last - first)
@@ -166,7 +169,8 @@ def _features(
     many = np.bincount(position, minlength=size)
     votes_T4F = np.zeros((size, 4, 2 + _BEST), dtype=np.float32)
     for base in range(4):
-        votes_T4F[:, base, 1] = np.bincount(position, weights=odds[said, base], minlength=size)
+        together_T = np.bincount(position, weights=odds[said, base], minlength=size)
+        votes_T4F[:, base, 1] = np.clip(together_T, -_MOST_ODDS, _MOST_ODDS)
     around_TG = np.zeros((size, 2 + _BEST + 8 * _NEAR), dtype=np.float32)
     around_TG[:, 0] = np.log1p(many)
     around_TG[:, 1] = np.bincount(position, weights=hit_K[experts.context_N], minlength=size) / np.maximum(many, 1)

@@ -7,15 +7,14 @@ one, so that nothing that is tested was trained on. Knows nothing of what labels
 
 import csv
 import gzip
-import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TextIO
 
 from data.errors import DataError
+from data.lines import open_table
 from data.pieces import shown
 from data.reader import read_records
 from data.sequence import ALLOWED_TEXT, ALPHABET, reverse_complement, to_upper_dna
@@ -100,7 +99,7 @@ def _example(path: Path, number: int, row: Mapping[str, str], name: str, sequenc
 def _rows(path: Path, first: str, bare: tuple[str, str]) -> Iterator[tuple[int, Mapping[str, str]]]:
     """The rows of a table by column, with the numbers of their lines; `bare` are the columns of one without header."""
     try:
-        with _opened(path) as stream:
+        with open_table(path) as stream:
             line = stream.readline()
             if line.startswith(">"):
                 raise DataError(f"{path}: is FASTA, which holds no labels").hint(
@@ -124,14 +123,6 @@ def _rows(path: Path, first: str, bare: tuple[str, str]) -> Iterator[tuple[int, 
                 yield number, {name: cell.strip() for name, cell in zip(header, row, strict=True)}
     except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
-
-
-def _opened(path: Path) -> TextIO:
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    if zipped:
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
 
 
 def split_examples(

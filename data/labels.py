@@ -13,32 +13,43 @@ from pathlib import Path
 import pysam
 
 from data.errors import DataError
+from data.lines import open_table
 
 Key = tuple[str, int, str, str]
 """Contig, position (1-based), REF and ALT, upper-case."""
 
-MISSING = {"", ".", "NA", "nan", "NaN"}
+_MISSING = {"", ".", "na", "n/a", "nan", "none", "null"}
 _PLACE = ("chrom", "pos", "ref", "alt")
 _VCF = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 
 
 def read_labels(path: str | os.PathLike[str], fields: list[str]) -> Iterator[tuple[Key, Mapping[str, str]]]:
-    """The named fields of every allele, as text; "" or another of `MISSING` where there is no value.
+    """The named fields of every allele, as text; see `is_missing` for where there is no value.
 
-    A VCF or BCF gives INFO fields (those with a value for each ALT, that of the allele); any other file is a table with
-    a header, tab- or comma-separated, whose columns chrom, pos, ref and alt name the allele.
+    A VCF or BCF gives INFO fields: of those with a value for each ALT, or for REF and each ALT, that of the allele. Any
+    other file is a table with a header, tab- or comma-separated, whose columns chrom, pos, ref and alt name the allele.
 
     Raises:
         DataError: the file cannot be read, or has no such field.
     """
     path = Path(path)
-    if path.name.lower().endswith(_VCF):
+    if is_vcf(path):
         yield from _of_vcf(path, fields)
         return
     try:
         yield from _of_table(path, fields)
     except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
+
+
+def is_vcf(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name is that of a VCF or BCF."""
+    return os.fspath(path).lower().endswith(_VCF)
+
+
+def is_missing(text: str) -> bool:
+    """Whether a field says that there is no value."""
+    return text.lower() in _MISSING
 
 
 def _of_vcf(path: Path, fields: list[str]) -> Iterator[tuple[Key, Mapping[str, str]]]:
@@ -50,27 +61,29 @@ def _of_vcf(path: Path, fields: list[str]) -> Iterator[tuple[Key, Mapping[str, s
             for name in fields:
                 if name not in known:
                     raise DataError(f"{path}: INFO has no field `{name}`").hint(f"its fields: {', '.join(known)}")
+            counts = {name: file.header.info[name].number for name in fields}
             for record in file:
                 number += 1
                 for place, alt in enumerate(record.alts or ()):
                     key = record.chrom, record.pos, str(record.ref).upper(), alt.upper()
-                    yield key, {name: _info(record.info.get(name), place) for name in fields}
+                    yield key, {name: _info(record.info.get(name), counts[name], place) for name in fields}
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: record {number + 1}: cannot be read as VCF: {error}") from error
     finally:
         pysam.set_verbosity(verbosity)
 
 
-def _info(value: object, place: int) -> str:
-    if isinstance(value, tuple):
-        value = value[place] if place < len(value) else value[0] if value else None
-    return "" if value is None else str(value)
+def _info(value: object, count: int | str | None, place: int) -> str:
+    """The text of an INFO field for the ALT at a place; `count` is its Number in the header."""
+    values = value if isinstance(value, tuple) else (value,)
+    if count in ("A", "R"):
+        place += count == "R"
+        values = values[place : place + 1]
+    return ",".join("" if one is None else str(one) for one in values)
 
 
 def _of_table(path: Path, fields: list[str]) -> Iterator[tuple[Key, Mapping[str, str]]]:
-    with (
-        gzip.open(path, "rt", encoding="utf-8") if _zipped(path) else path.open(encoding="utf-8", newline="") as stream
-    ):
+    with open_table(path) as stream:
         first = stream.readline()
         header = next(csv.reader([first], delimiter="\t" if "\t" in first else ","), [])
         names = {name.strip().lstrip("#").lower(): column for column, name in enumerate(header)}
@@ -89,8 +102,3 @@ def _of_table(path: Path, fields: list[str]) -> Iterator[tuple[Key, Mapping[str,
                 raise DataError(f"{path}: line {number}: pos must be a whole number, not {row[pos]!r}")
             key = row[chrom], int(row[pos]), row[ref].upper(), row[alt].upper()
             yield key, {name: row[column].strip() for name, column in columns.items()}
-
-
-def _zipped(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"

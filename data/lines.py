@@ -1,6 +1,10 @@
 """Text line by line, numbered from 1, in the memory of a chunk and a line. Knows nothing of what the lines mean."""
 
+import gzip
+import io
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 from data.source import Source
 
@@ -21,3 +25,12 @@ def numbered_lines(source: Source) -> Iterator[tuple[int, bytes]]:
                 number += 1
     if rest := b"".join(parts):
         yield number, rest.removesuffix(b"\r")
+
+
+def open_table(path: Path) -> TextIO:
+    """Text of a table for `csv`, gzipped or not, without the mark that spreadsheets begin it with."""
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    if zipped:
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")

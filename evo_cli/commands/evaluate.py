@@ -2,11 +2,14 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evo_cli.inference import BackendName, BackendOption, DeviceOption, ModelOption, Precision, PrecisionOption
+
+if TYPE_CHECKING:
+    from evo_cli.evaluation.held_out import Bases
 
 evaluate = typer.Typer(
     no_args_is_help=True,
@@ -81,13 +84,23 @@ def perplexity(
         raise typer.BadParameter(f"must lie in 0..1, not {dynamic:g}", param_hint="--dynamic")
     if mirror and not dynamic:
         raise typer.BadParameter("goes with --dynamic", param_hint="--mirror")
+    if dynamic and precision not in (Precision.AUTO, Precision.FP32):
+        raise typer.BadParameter(f"--dynamic runs in fp32, not {precision}", param_hint="--precision")
     check_outputs([plot], [input, *(memory or [])])
-    if input.is_file() and not is_store(input) and any(path.exists() and path.samefile(input) for path in memory or []):
-        raise typer.BadParameter(f"{input} is what is measured: a copy of it is no prediction", param_hint="--memory")
+    for path in memory or []:
+        same = input.is_file() and path.is_file() and path.samefile(input)
+        # other splits of a store have nothing of its train split
+        if same and (split == "train" or not is_store(input)):
+            raise typer.BadParameter(
+                f"{path} is what is measured: a copy of it is no prediction", param_hint="--memory"
+            )
     stretches = read_stretches(input, split)
     copied = tuple(stretch for path in memory or [] for stretch in read_stretches(path, "train"))
+    _warn_of_copies(stretches, list(copied), "--memory")
     loaded = load_model(model, device, Precision.FP32 if dynamic else precision, backend)
     window = context or loaded.config.context
+    if stride is not None and stride > window:
+        raise typer.BadParameter(f"must be at most {window}, the context, not {stride}", param_hint="--stride")
     reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror, memory=copied)
     chosen = list(Strand) if strand is Strands.BOTH else [Strand(strand)]
     held = sum(stretch.size for stretch in copied)
@@ -134,6 +147,7 @@ def markov(
         raise typer.BadParameter(f"{input} has no train split: say what to count on", param_hint="--train")
     tested = read_stretches(input, split)
     counted = read_stretches(train or input, "train")
+    _warn_of_copies(tested, counted, "--train")
     bases = sum(int(IS_BASE[stretch].sum()) for stretch in tested)
     typer.echo("model\tsplit\tbases\tbits_per_base")
     for one in order or range(1, 9):
@@ -227,9 +241,17 @@ def recall(
     from sh2.reading.recall import recall as measure
 
     try:
-        chosen = [int(text) for text in lengths.split(",")]
+        chosen = list(dict.fromkeys(int(text) for text in lengths.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"must be whole numbers with commas between, not `{lengths}`") from None
+        raise typer.BadParameter(
+            f"must be whole numbers with commas between, not `{lengths}`", param_hint="--lengths"
+        ) from None
+    if cue >= needle:
+        raise typer.BadParameter(f"must be at most {needle - 1}, fewer than the needle, not {cue}", param_hint="--cue")
+    if min(chosen) < needle + cue:
+        raise typer.BadParameter(
+            f"must be at least {needle + cue}, the needle and its cue, not {min(chosen)}", param_hint="--lengths"
+        )
     check_outputs([plot], [haystack])
     hidden = Needle(length=needle, cue=cue, trials=trials, seed=seed)
     bases = None
@@ -269,8 +291,8 @@ def generation(
     """Compare generated sequences with real ones: GC, k-mers, open reading frames, codons, as TSV.
 
     distance is that of the samples from the reference: the Jensen-Shannon divergence in bits for k-mers and codons, the
-    Kolmogorov-Smirnov distance for GC and the lengths of reading frames. distance_drawn is the same for as many pieces
-    of the reference itself, as long as the samples: samples cannot be expected to come nearer.
+    Kolmogorov-Smirnov distance for GC and the lengths of reading frames. drawn and distance_drawn are the same for as
+    many pieces of the reference itself, as long as the samples: samples cannot be expected to come nearer.
 
     \b
     Examples:
@@ -291,6 +313,14 @@ def generation(
         typer.echo("\t".join(row))
 
 
+def _warn_of_copies(measured: "list[Bases]", others: "list[Bases]", option: str) -> None:
+    from evo_cli.evaluation.held_out import copies_among
+    from evo_cli.inference import say
+
+    if copies := copies_among(measured, others):
+        say(f"warning: {copies:,} of {len(measured):,} measured sequences are in {option} too: no prediction of them")
+
+
 def _split(input: Path, split: str) -> str:
     from evo_cli.evaluation.held_out import is_store
 
@@ -308,7 +338,10 @@ def variants(
     higher: Annotated[
         bool, typer.Option("--higher", help="Positives should score higher; without, they are the less likely ones.")
     ] = False,
-    score: Annotated[str, typer.Option("--score", help="Column or INFO field of the scores.")] = "delta",
+    score: Annotated[
+        str,
+        typer.Option("--score", help="Column or INFO field of the scores."),
+    ] = "delta",
     by: Annotated[str | None, typer.Option("--by", help="Field of the labels that makes groups.")] = None,
     rounds: Annotated[int, typer.Option("--bootstrap", min=0, help="Samples for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the samples.")] = 0,
@@ -331,15 +364,19 @@ def variants(
     from evo_cli.outputs.stream import check_outputs
 
     check_outputs([plot], [scores, labels])
+    if higher and positive is None:
+        raise typer.BadParameter("goes with --positive", param_hint="--higher")
     classes = [text.strip() for text in positive.split(",")] if positive is not None else []
     if "" in classes:
         raise typer.BadParameter(f"names an empty class: `{positive}`", param_hint="--positive")
     matched = match(scores, labels, score=score, label=label, positive=classes, by=by, higher=higher)
     # before the rows: their reader may go away (`| head`)
+    for sentence in matched.omitted():
+        say(sentence)
     if plot is not None:
-        plot_agreement(matched, plot, title=f"{scores}: {score} and {label}", score=score, label=label)
+        title = f"{scores}: {score} and {label}"
+        if left := plot_agreement(matched, plot, title=title, score=score, label=label):
+            say(f"{plot}: {left:,} smaller groups are not drawn")
     typer.echo("\t".join(COLUMNS))
     for row in measure(matched, rounds=rounds, seed=seed):
         typer.echo("\t".join(row))
-    if matched.unscored:
-        say(f"{matched.unscored:,} labelled alleles have no score")

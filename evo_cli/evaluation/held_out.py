@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,21 +40,31 @@ class Strand(StrEnum):
 def read_stretches(path: Path, split: str) -> list[Bases]:
     """The bases of a split of a token store, or of all records of a FASTA or GenBank file, a contiguous stretch each.
 
+    They are upper-cased, with U as T.
+
     Raises:
         DataError: there is no such split, or no A, C, G or T in what is read.
     """
     if is_store(path):
         with TokenStore(path) as store:
-            stretches = list(_of_store(store, split))
-        what = f"the {split} split holds"
+            stretches = [to_upper_dna(stretch) for stretch in _of_store(store, split)]
+        what, hint = f"the {split} split holds", "prepare the store with a larger fraction, or from other sequences"
     else:
-        stretches = [np.frombuffer(record.sequence, dtype=np.uint8) for record in read_records(path)]
-        what = "its records hold"
+        texts = [to_upper_dna(record.sequence) for record in read_records(path)]
+        stretches = [np.frombuffer(text, dtype=np.uint8) for text in texts]
+        what, hint = "its records hold", "give sequences of DNA or RNA"
     if not sum(int(IS_BASE[stretch].sum()) for stretch in stretches):
-        raise DataError(f"{path}: {what} no A, C, G or T").hint(
-            "prepare the store with a larger fraction, or from other sequences"
-        )
+        raise DataError(f"{path}: {what} no A, C, G or T").hint(hint)
     return [stretch for stretch in stretches if stretch.size]
+
+
+def copies_among(stretches: list[Bases], others: list[Bases]) -> int:
+    """How many stretches are, on either strand, one of the others."""
+    held = {sha256(other.tobytes()).digest() for other in others}
+    return sum(
+        not held.isdisjoint({sha256(text).digest(), sha256(reverse_complement(text)).digest()})
+        for text in (stretch.tobytes() for stretch in stretches)
+    )
 
 
 def is_store(path: Path) -> bool:
@@ -107,7 +118,7 @@ def measure(
     ordered = stretches if strand is Strand.FORWARD else stretches[::-1]
     texts = [np.frombuffer(turn(stretch.tobytes()), dtype=np.uint8) for stretch in ordered]
     with _restored(model, changes=reading.lr > 0):
-        log_probs = [_log_probs(model, to_upper_dna(text), reading, progress) for text in texts]
+        log_probs = [_log_probs(model, text, reading, progress) for text in texts]
     if reading.memory:
         log_probs = _copied(texts, log_probs, reading.memory, progress)
     bits = [found[IS_BASE[text]] / -math.log(2) for text, found in zip(texts, log_probs, strict=True)]

@@ -17,8 +17,9 @@ from data.agreement import (
     spearman,
 )
 from data.errors import DataError
-from data.labels import MISSING, Key, read_labels
+from data.labels import Key, is_missing, is_vcf, read_labels
 from evo_cli.outputs.picture import blank, entitle, save
+from evo_cli.outputs.vcf import info_field
 
 COLUMNS = ("group", "metric", "variants", "positives", "value", "low", "high")
 _ALL = "all"
@@ -39,13 +40,28 @@ class Labelled:
     values: Floats | None
     groups: list[str]
     unscored: int  # labelled alleles that the scores have not, or have no number for
+    unlabelled: int  # alleles of the labels without a value, or with NaN
+    unknown: int  # scored alleles that the labels do not have
+    repeated: int  # rows of either file whose allele an earlier one has: the first counts
 
     def subsets(self) -> Iterator[tuple[str, "Floats"]]:
         """All alleles, then each group, as masks."""
         yield _ALL, np.ones(len(self.scores), dtype=bool)
         groups = np.array(self.groups)
         for group in dict.fromkeys(self.groups):
-            yield group, groups == group
+            yield f"{group} (group)" if group == _ALL else group, groups == group
+
+    def omitted(self) -> Iterator[str]:
+        """What was left out, a sentence each."""
+        counts = {
+            "labelled alleles have no score": self.unscored,
+            "alleles have no label": self.unlabelled,
+            "scored alleles are not among the labels": self.unknown,
+            "rows repeat an allele, whose first row counts": self.repeated,
+        }
+        for what, count in counts.items():
+            if count:
+                yield f"{count:,} {what}"
 
 
 def match(
@@ -61,17 +77,27 @@ def match(
     Raises:
         DataError: a file cannot be read, or there is nothing to compare.
     """
-    found = {key: number for key, number in _numbers(scores, score) if not np.isnan(number)}
+    found: dict[Key, float] = {}
     wanted = set(positive)
     kept: list[tuple[float, str, str]] = []
-    unscored = 0
+    known: set[Key] = set()
+    repeated = unscored = unlabelled = 0
+    for key, number in _numbers(scores, info_field(score) if is_vcf(scores) else score):
+        repeated += key in found
+        found.setdefault(key, number)
     for key, fields in read_labels(labels, [label, *([by] if by else [])]):
-        if fields[label] in MISSING:
+        if key in known:
+            repeated += 1
             continue
-        if key not in found:
+        known.add(key)
+        if is_missing(fields[label]):
+            unlabelled += 1
+        elif np.isnan(found.get(key, np.nan)):
             unscored += 1
-            continue
-        kept.append((found[key], fields[label], fields[by] if by else ""))
+        else:
+            kept.append((found[key], fields[label], (fields[by] or "NA") if by else ""))
+    if not kept and not unscored:
+        raise DataError(f"{labels}: none of its {unlabelled} alleles has a {label}")
     if not kept:
         raise DataError(f"{labels}: none of its {unscored} labelled alleles has a score in {scores}").hint(
             "contigs, positions, REF and ALT must be written alike in both"
@@ -89,6 +115,9 @@ def match(
         values=values,
         groups=[group for *_, group in kept] if by else [],
         unscored=unscored,
+        unlabelled=unlabelled,
+        unknown=sum(key not in known and not np.isnan(number) for key, number in found.items()),
+        repeated=repeated,
     )
 
 
@@ -96,7 +125,7 @@ def _numbers(path: str, field: str) -> Iterator[tuple[Key, float]]:
     for key, fields in read_labels(path, [field]):
         text = fields[field]
         try:
-            yield key, float("nan") if text in MISSING else float(text)
+            yield key, float("nan") if is_missing(text) else float(text)
         except ValueError:
             raise DataError(f"{path}: {field} of {key[0]}:{key[1]} must be a number, not `{text}`") from None
 
@@ -131,11 +160,16 @@ def _cells(estimate: Estimate) -> tuple[str, str, str]:
     return value, low, high
 
 
-def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str, label: str) -> None:
-    """Draw the curves of all alleles and of the largest groups, or scores over values; atomically, as PNG."""
+def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str, label: str) -> int:
+    """Draw the curves of all alleles and of the largest groups, or scores over values; atomically, as PNG.
+
+    Returns:
+        Groups that are too small to be drawn beside the others.
+    """
     classes = labelled.positives is not None
     figure = blank(9, 4.2) if classes else blank(5.5, 4.6)
-    subsets = sorted(labelled.subsets(), key=lambda one: (one[0] != _ALL, -int(one[1].sum())))[:_MOST_CURVES]
+    every = sorted(labelled.subsets(), key=lambda one: (one[0] != _ALL, -int(one[1].sum())))
+    subsets = every[:_MOST_CURVES]
     if labelled.positives is not None:
         left, right = figure.subplots(1, 2)
         for (group, mask), colour in zip(subsets, _COLOURS, strict=False):
@@ -145,7 +179,8 @@ def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str,
                 left.plot(*receiver_operating(scores, truth), color=colour, lw=1.5, label=name)
                 precision, recall = precision_recall(scores, truth)
                 name = f"{group} ({average_precision(scores, truth):.3f})".replace("$", r"\$")
-                right.plot(recall, precision, color=colour, lw=1.5, label=name, drawstyle="steps-pre")
+                steps = np.append(0.0, recall), np.append(precision[:1], precision)
+                right.plot(*steps, color=colour, lw=1.5, label=name, drawstyle="steps-pre")
         left.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls=":")
         left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (area)")
         share = float(labelled.positives.mean())
@@ -163,6 +198,8 @@ def plot_agreement(labelled: Labelled, picture: Path, *, title: str, score: str,
         panels = [panel]
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.85)
     entitle(figure, title)
     save(figure, picture)
+    return len(every) - len(subsets)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from data.composition import Composition, compose, draw_pieces, jensen_shannon, kolmogorov_smirnov
 from data.errors import DataError
 from data.reader import read_records
+from data.sequence import to_upper_dna
 from evo_cli.outputs.picture import blank, entitle, save
 
-COLUMNS = ("metric", "samples", "reference", "distance", "distance_drawn")
+COLUMNS = ("metric", "samples", "reference", "drawn", "distance", "distance_drawn")
 Counts = NDArray[Any]
 
 _SAMPLES, _REFERENCE, _DRAWN = "#d1602f", "#3b6ea5", "#9a9a9a"
@@ -30,19 +31,19 @@ class Likeness:
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Rows of `COLUMNS`; NA where there is no number."""
-        yield "bases", str(self.samples.bases), str(self.reference.bases), "NA", "NA"
-        yield "gc", *(_cell(_gc(one)) for one in self._two()), *self._distances(lambda one: one.gc, smooth=True)
+        yield "bases", *(str(one.bases) for one in self._all()), "NA", "NA"
+        yield "gc", *(_cell(_gc(one)) for one in self._all()), *self._distances(lambda one: one.gc, smooth=True)
         for k in self.samples.kmers:
-            seen = (str(int((one.kmers[k] > 0).sum())) for one in self._two())
+            seen = (str(int((one.kmers[k] > 0).sum())) for one in self._all())
             yield f"{k}-mers", *seen, *self._distances(partial(_kmers, k))
-        yield "orfs_per_kb", *(_cell(1000 * len(one.orfs) / one.bases) for one in self._two()), "NA", "NA"
-        lengths = (_cell(float(one.orfs.mean()) if len(one.orfs) else float("nan")) for one in self._two())
+        yield "orfs_per_kb", *(_cell(1000 * len(one.orfs) / one.bases) for one in self._all()), "NA", "NA"
+        lengths = (_cell(float(one.orfs.mean()) if len(one.orfs) else float("nan")) for one in self._all())
         yield "orf_codons", *lengths, *self._distances(lambda one: one.orfs, smooth=True)
-        counts = (str(int(one.codons.sum())) for one in self._two())
+        counts = (str(int(one.codons.sum())) for one in self._all())
         yield "codons", *counts, *self._distances(lambda one: one.codons)
 
-    def _two(self) -> tuple[Composition, Composition]:
-        return self.samples, self.reference
+    def _all(self) -> tuple[Composition, Composition, Composition]:
+        return self.samples, self.reference, self.drawn
 
     def _distances(self, part: Callable[[Composition], Counts], *, smooth: bool = False) -> tuple[str, str]:
         measure = kolmogorov_smirnov if smooth else jensen_shannon
@@ -68,8 +69,8 @@ def read_texts(path: str) -> list[bytes]:
     Raises:
         DataError: it cannot be read, or holds no A, C, G or T.
     """
-    texts = [record.sequence for record in read_records(path)]
-    if not any(text.translate(None, b"ACGTacgt") != text for text in texts):
+    texts = [to_upper_dna(record.sequence) for record in read_records(path)]
+    if not any(text.translate(None, b"ACGT") != text for text in texts):
         raise DataError(f"{path}: its records hold no A, C, G or T")
     return [text for text in texts if text]
 
@@ -105,16 +106,19 @@ def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     shares(kmers, f"{k}-mer", likeness.samples.kmers[k], likeness.reference.kmers[k])
     shares(codons, "codon", likeness.samples.codons, likeness.reference.codons)
     groups = [("samples", likeness.samples, _SAMPLES), ("reference", likeness.reference, _REFERENCE)]
-    for name, one, colour in [*groups, ("drawn from it", likeness.drawn, _DRAWN)]:
+    groups.append(("drawn from it", likeness.drawn, _DRAWN))
+    codons_of = np.concatenate([one.orfs for _, one, _ in groups])
+    for name, one, colour in groups:
         style = {"histtype": "step", "density": True, "color": colour, "label": name, "lw": 1.4}
         if len(one.gc):
             gc.hist(one.gc, bins=np.linspace(0, 1, 51), **style)
         if len(one.orfs):
-            orfs.hist(one.orfs, bins=np.geomspace(one.orfs.min(), max(2000, one.orfs.max()), 40), **style)
+            orfs.hist(one.orfs, bins=np.geomspace(codons_of.min(), max(2000, codons_of.max()), 40), **style)
     gc.set(xlabel="share of G and C of a piece", ylabel="density")
     orfs.set(xlabel="codons of a reading frame", ylabel="density", xscale="log", yscale="log")
     for axes in (kmers, gc, orfs, codons):
         axes.spines[["top", "right"]].set_visible(False)
-    gc.legend(fontsize=8, frameon=False)
+    if gc.get_legend_handles_labels()[0]:
+        gc.legend(fontsize=8, frameon=False)
     entitle(figure, title)
     save(figure, picture)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.sequence import IS_BASE, to_upper_dna
+from data.sequence import IS_BASE
 from evo_cli.evaluation.held_out import Bases
 from evo_cli.outputs.picture import blank, entitle, save
 
@@ -47,7 +47,7 @@ def by_position(
         raise DataError(f"a window is {context:,} bases, the longest sequence {longest:,}").hint("lower `--context`")
     bits, true = [], []
     for stretch in stretches:
-        log_probs = window_log_probs(model, to_upper_dna(stretch), length=context, progress=progress)
+        log_probs = window_log_probs(model, stretch, length=context, progress=progress)
         whole = stretch[: log_probs.size].reshape(log_probs.shape)
         true.append(IS_BASE[whole])
         bits.append(log_probs.astype(np.float64) / -math.log(2))

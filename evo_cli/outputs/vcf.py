@@ -42,6 +42,11 @@ _MEANINGS = {
 }
 
 
+def info_field(column: str) -> str:
+    """The INFO field that holds a column of a table of scores; any other name stays as it is."""
+    return f"{_PREFIX}{column.upper()}" if column in _MEANINGS else column
+
+
 def write_vcf(variants: Path, name: Path, table: Path, target: Path) -> None:
     """Write `variants` with the scores of `table`, one row an allele in order, as INFO fields EVO_... (Number=A).
 

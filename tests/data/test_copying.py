@@ -77,6 +77,17 @@ def test_nothing_alike_costs_next_to_nothing() -> None:
     assert bits(text, [random_bases(100_000, 8)], sure) < -np.log2(0.7) + 0.02
 
 
+def test_the_end_of_a_repeat_is_no_catastrophe() -> None:
+    repeat = np.tile(np.frombuffer(b"CA", dtype=np.uint8), 150)
+    random = [random_bases(3000, seed) for seed in (16, 17, 18)]
+    text = np.concatenate([random[0], repeat, random[1], repeat, random[2]])
+    costs = copied_log_probs([], text, uniform(text)) / -np.log(2)
+    assert costs.max() <= 16.01
+    # hundreds of experts are wrong at once where a repeat ends
+    assert all(costs[end : end + 96].sum() < 2 * 96 + 80 for end in (3300, 6600))
+    assert costs[6300:6600].mean() < 0.5
+
+
 def test_a_base_depends_on_nothing_behind_it(genome: Bases) -> None:
     rng = np.random.default_rng(9)
     text = np.concatenate([mutated(genome[:9000], 0.15, 10), genome[:6000], reverse_complement(genome[5000:9000])])

@@ -158,3 +158,37 @@ def test_options_that_do_not_fit(fasta: Path, words: list[str], message: str) ->
     result = evo("eval", words[0], fasta, *words[1:])
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_rna_is_read_as_dna(tmp_path: Path, model_folder: Path) -> None:
+    dna, rna = tmp_path / "dna.fa", tmp_path / "rna.fa"
+    dna.write_text(f">a\n{GENOME}\n")
+    rna.write_text(f">a\n{GENOME.replace('T', 'U')}\n")
+    words = ("--model", model_folder, "--context", 64, "--strand", "both")
+    tables = [evo("eval", "perplexity", path, *words).stdout for path in (dna, rna)]
+    assert tables[0] == tables[1]
+    assert [row["bases"] for row in rows(tables[0])] == ["400", "400"]
+
+
+def test_copies_of_what_is_measured_are_refused_or_told(
+    tmp_path: Path, store: Path, fasta: Path, model_folder: Path
+) -> None:
+    refused = evo("eval", "perplexity", store, "--model", model_folder, "--split", "train", "--memory", store)
+    assert (refused.returncode, "a copy of it is no prediction" in " ".join(refused.stderr.split())) == (2, True)
+    copy = tmp_path / "copy.fa"
+    copy.write_text(f">x\n{GENOME[:250][::-1].translate(str.maketrans('ACGT', 'TGCA'))}\n")
+    told = evo("eval", "markov", fasta, "--train", copy, "--order", 1)
+    assert told.returncode == 0
+    assert "warning: 1 of 2 measured sequences are in --train too" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--context", 64, "--stride", 65], "must be at most 64, the context, not 65"),
+        (["--dynamic", 1e-3, "--precision", "bf16"], "--dynamic runs in fp32, not bf16"),
+    ],
+)
+def test_flags_that_do_not_go_together(fasta: Path, model_folder: Path, words: list[object], message: str) -> None:
+    result = evo("eval", "perplexity", fasta, "--model", model_folder, *words)
+    assert (result.returncode, message in " ".join(result.stderr.split())) == (2, True), result.stderr

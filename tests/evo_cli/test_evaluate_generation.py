@@ -31,7 +31,8 @@ def test_samples_of_another_make_are_far_and_those_of_the_same_near(tmp_path: Pa
     assert picture.read_bytes().startswith(b"\x89PNG")
     like, unlike = tables
     assert list(like) == ["bases", "gc", "1-mers", "2-mers", "3-mers", "orfs_per_kb", "orf_codons", "codons"]
-    assert (like["bases"]["samples"], like["bases"]["reference"]) == ("30000", "90000")
+    assert [like["bases"][column] for column in ("samples", "reference", "drawn")] == ["30000", "90000", "30000"]
+    assert float(like["gc"]["drawn"]) == pytest.approx(0.6, abs=0.02)
     assert float(unlike["gc"]["samples"]) == pytest.approx(0.3, abs=0.02)
     assert float(unlike["gc"]["distance"]) == 1.0
     # p = 0.7 and 0.4 of A and T: the divergence of two coins
@@ -59,3 +60,10 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
         result = evo("eval", "generation", *words)
         assert result.returncode == 1
         assert "empty.fa: its records hold no A, C, G or T" in result.stderr
+
+
+def test_rna_is_read_as_dna(tmp_path: Path) -> None:
+    text = dna(6000, 0.5)
+    as_dna, as_rna = write(tmp_path / "dna.fa", [text]), write(tmp_path / "rna.fa", [text.replace("T", "U")])
+    tables = [evo("eval", "generation", samples, "-r", as_dna).stdout for samples in (as_dna, as_rna)]
+    assert tables[0] == tables[1] != ""

@@ -15,7 +15,20 @@ def test_a_row_a_length_and_depth_with_a_heat_map(tmp_path: Path, model_folder: 
     bases = "".join(np.random.default_rng(1).choice(list("ACGT"), 300))
     hay.write_text(f">a\n{bases[:200].lower()}\n>b\n{bases[200:]}\n")
     result = evo(
-        *("eval", "recall", "--model", model_folder, "--lengths", "40,80", "--depths", 3, "--needle", 20, "--cue", 5),
+        *(
+            "eval",
+            "recall",
+            "--model",
+            model_folder,
+            "--lengths",
+            "40,80,40",
+            "--depths",
+            3,
+            "--needle",
+            20,
+            "--cue",
+            5,
+        ),
         *("--trials", 2, "--seed", 3, "--haystack", hay, "--plot", picture),
     )
     assert result.returncode == 0, result.stderr
@@ -37,8 +50,8 @@ def test_a_row_a_length_and_depth_with_a_heat_map(tmp_path: Path, model_folder: 
     ("words", "code", "message"),
     [
         (["--lengths", "10,x"], 2, "must be whole numbers with commas between, not `10,x`"),
-        (["--lengths", "100"], 1, "a length must be at least 132, the needle and its cue, not 100"),
-        (["--cue", "100"], 1, "the cue must be of 1 to 99 bases, fewer than the needle, not 100"),
+        (["--lengths", "100"], 2, "must be at least 132, the needle and its cue, not 100"),
+        (["--cue", "100"], 2, "must be at most 99, fewer than the needle, not 100"),
     ],
 )
 def test_what_cannot_be_asked(model_folder: Path, words: list[str], code: int, message: str) -> None:

@@ -131,3 +131,78 @@ def test_a_vcf_without_the_field_or_damaged(tmp_path: Path, scores: Path) -> Non
     labels.write_text("no VCF at all\n")
     result = evo("eval", "variants", scores, "--labels", labels, "--label", "CLASS")
     assert (result.returncode, "cannot be read as VCF" in result.stderr) == (1, True), result.stderr
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, scores: Path) -> None:
+    labels = tmp_path / "labels.tsv"
+    words = {(10, "C"): "1.5", (10, "G"): "NAN", (20, "T"): "n/a", (30, "A"): "null", (40, "A"): "2", (60, "G"): "3"}
+    write_table(labels, words, "\t")
+    with labels.open("a") as stream:
+        stream.write("chr1\t10\tT\tC\t7\n")
+    result = evo("eval", "variants", scores, "--labels", labels, "--label", "known")
+    assert result.returncode == 0, result.stderr
+    (row,) = rows(result.stdout)
+    assert row["variants"] == "1"
+    for sentence in (
+        "2 labelled alleles have no score",
+        "3 alleles have no label",
+        "1 scored alleles are not among the labels",
+        "1 rows repeat an allele, whose first row counts",
+    ):
+        assert sentence in result.stderr
+    write_table(labels, {(10, "C"): "NA"}, "\t")
+    result = evo("eval", "variants", scores, "--labels", labels, "--label", "known")
+    assert (result.returncode, "none of its 1 alleles has a known" in result.stderr) == (1, True), result.stderr
+
+
+def test_a_table_of_a_spreadsheet(tmp_path: Path, scores: Path) -> None:
+    labels = write_table(tmp_path / "labels.csv", FITNESS, ",")
+    labels.write_text(labels.read_text(), encoding="utf-8-sig")
+    result = evo("eval", "variants", scores, "--labels", labels, "--label", "known")
+    assert (result.returncode, rows(result.stdout)[0]["value"]) == (0, "0.8000"), result.stderr
+
+
+@pytest.mark.parametrize(("number", "values"), [("A", "{0},{1}"), ("R", "9,{0},{1}")])
+def test_fields_with_a_value_an_allele(tmp_path: Path, scores: Path, number: str, values: str) -> None:
+    labels = tmp_path / "labels.vcf"
+    lines = [
+        f"chr1\t10\t.\tT\tC,G\t.\t.\tF={values.format(1.5, 2)}\n",
+        f"chr1\t20\t.\tT\tT,A\t.\t.\tF={values.format(4, 8)}\n",
+        f"chr1\t30\t.\tT\tC,A\t.\t.\tF={values.format(8, 3)}\n",
+    ]
+    labels.write_text(
+        "##fileformat=VCFv4.2\n##contig=<ID=chr1>\n"
+        f'##INFO=<ID=F,Number={number},Type=Float,Description="x">\n'
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n" + "".join(lines)
+    )
+    result = evo("eval", "variants", scores, "--labels", labels, "--label", "F")
+    assert result.returncode == 0, result.stderr
+    (row,) = rows(result.stdout)
+    assert (row["variants"], row["value"]) == ("4", "0.8000")
+
+
+def test_scores_of_a_vcf_are_found_by_the_name_of_their_column(tmp_path: Path) -> None:
+    lines = [f"chr1\t{pos}\t.\tT\tC\t.\t.\tEVO_DELTA={pos}\n" for pos in (1, 2, 3)]
+    path = tmp_path / "scores.vcf"
+    path.write_text(
+        '##fileformat=VCFv4.2\n##contig=<ID=chr1>\n##INFO=<ID=EVO_DELTA,Number=A,Type=Float,Description="x">\n'
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n" + "".join(lines)
+    )
+    labels = write_table(tmp_path / "labels.tsv", {(1, "C"): "5", (2, "C"): "6", (3, "C"): "7"}, "\t")
+    result = evo("eval", "variants", path, "--labels", labels, "--label", "known")
+    assert (result.returncode, rows(result.stdout)[0]["value"]) == (0, "1.0000"), result.stderr
+
+
+def test_a_picture_of_tied_scores_and_of_one_class(tmp_path: Path, scores: Path) -> None:
+    """Neither has much to draw, and neither says anything of its own."""
+    labels = write_table(tmp_path / "labels.tsv", {(10, "C"): "bad", (10, "G"): "fine", (20, "T"): "bad"}, "\t")
+    one = write_table(tmp_path / "one.tsv", {(10, "C"): "bad"}, "\t")
+    for known in (labels, one):
+        words = ("--labels", known, "--label", "known", "--positive", "bad", "--bootstrap", 0)
+        result = evo("eval", "variants", scores, *words, "--plot", tmp_path / "p.png")
+        assert (result.returncode, "Warning" in result.stderr) == (0, False), result.stderr
+
+
+def test_higher_goes_with_classes(scores: Path) -> None:
+    result = evo("eval", "variants", scores, "--labels", scores, "--label", "delta", "--higher")
+    assert (result.returncode, "goes with --positive" in result.stderr) == (2, True), result.stderr
