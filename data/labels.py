@@ -53,6 +53,7 @@ def is_missing(text: str) -> bool:
 
 
 def _of_vcf(path: Path, fields: list[str]) -> Iterator[tuple[Key, Mapping[str, str]]]:
+    path.open("rb").close()  # pysam calls a file that is not there damaged
     verbosity = pysam.set_verbosity(0)
     number = 0
     try:

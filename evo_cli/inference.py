@@ -43,7 +43,7 @@ def _model_or_box(ctx: typer.Context, name: str) -> str:
     return str(MODEL)
 
 
-_MODEL_HELP = "A model folder, a published .pt or safetensors file, a preset name or a hub id"
+_MODEL_HELP = "A model folder, a published .pt or safetensors file, a published name or a hub id"
 ModelOption = Annotated[str, typer.Option("--model", "-m", help=f"{_MODEL_HELP}.")]
 BoxedModelOption = Annotated[
     str,

@@ -1,6 +1,7 @@
 """`evo eval`: how well a model predicts held-out DNA, and the baselines it has to beat."""
 
 from enum import StrEnum
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -197,8 +198,8 @@ def positions(
     typer.echo("model\tsplit\tcontext\tfirst\tlast\tbases\tbits_per_base\terror" + ("\tprecision" if mark else ""))
     for row in found:
         cells = [model, _split(input, split), window, row.first, row.stop - 1, row.bases]
-        figures = [f"{row.bits_per_base:.4f}", f"{row.error:.4f}", *([mark] if mark else [])]
-        typer.echo("\t".join(map(str, [*cells, *figures])))
+        figures = ["NA" if isnan(figure) else f"{figure:.4f}" for figure in (row.bits_per_base, row.error)]
+        typer.echo("\t".join(map(str, [*cells, *figures, *([mark] if mark else [])])))
 
 
 @evaluate.command()
