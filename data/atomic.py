@@ -21,8 +21,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
     The block writes the file at the path it is given, and closes it; it is flushed to the disk before the renaming.
     Files that killed runs left for the same target are removed first. Raises DataError when the folder cannot be
-    written.
+    written, or the target is a device or a pipe: for root, a file would take the place of `/dev/null`.
     """
+    if target.exists() and not target.is_file():
+        raise DataError(f"{target}: is no regular file, and no file may take its place").hint("give another name")
     _remove_leftovers(target)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)

@@ -23,9 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
     moment leaves the one or the other.
 
     Raises:
-        Sh2Error: the disk is full, or the place cannot be written to.
+        Sh2Error: the disk is full, the place cannot be written to, or a device or a pipe is there.
     """
     path = path.absolute()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Sh2Error(f"{path} is no regular file, and nothing may take its place").hint("give another name")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with writing(path):

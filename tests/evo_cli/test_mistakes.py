@@ -57,6 +57,21 @@ def test_an_output_may_not_be_given_twice(tmp_path: Path) -> None:
     check_outputs([Path("-"), Path("-"), None], ["-"])
 
 
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path: Path, fasta: Path, model_folder: Path) -> None:
+    """For root, `/dev/null` would become a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for words in (
+        ("prepare", fasta, "-o", pipe),
+        ("eval", "recall", "-m", model_folder, "--needle", 9, "--cue", 3, "--lengths", 12, "--plot", pipe),
+        ("convert", model_folder, pipe),
+        ("embed", fasta, "-m", model_folder, "-o", pipe),
+    ):
+        result = evo(*words)
+        assert (result.returncode, "Traceback" in result.stderr) == (1, False), result.stderr
+        assert pipe.is_fifo()
+
+
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
