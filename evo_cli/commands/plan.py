@@ -75,7 +75,7 @@ def plan(
     """
     if prompt is not None and task is not TaskName.GENERATE:
         raise typer.BadParameter("is for --task generate", param_hint="--prompt")
-    if prompt is not None and prompt >= length:
+    if task is TaskName.GENERATE and (prompt or 1) >= length:
         raise typer.BadParameter(f"must be below --length {length}: nothing would be written", param_hint="--prompt")
     if memory is not None and not 0 < memory < 1e9:
         raise typer.BadParameter(f"must be above 0, not {memory:g}", param_hint="--memory")

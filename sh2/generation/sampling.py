@@ -93,6 +93,7 @@ def keep_likeliest(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         ascending = logits_BV.sort(dim=-1)
         cumulative_BV = ascending.values.softmax(dim=-1).cumsum(dim=-1)
         tail_BV = cumulative_BV <= 1 - sampling.top_p
+        tail_BV[:, -1] = False  # the likeliest stays, however small top-p
         logits_BV = logits_BV.masked_fill(tail_BV.gather(-1, ascending.indices.argsort(dim=-1)), -torch.inf)
     if sampling.min_p > 0:
         ratios_BV = (logits_BV.double() - logits_BV.double().amax(dim=-1, keepdim=True)).exp()

@@ -116,6 +116,7 @@ def test_no_time_is_said_of_what_was_not_measured() -> None:
             "error: absent/model does not exist hint: give a model folder or a preset",
         ),
         (("-m", "debug", "-L", 0), 2, "--length"),
+        (("-m", "debug", "-L", 1, "--task", "generate"), 2, "--prompt: must be below --length 1"),
         (("-m", "debug", "-L", 9, "--prompt", 3), 2, "--prompt: is for --task generate"),
         (("-m", "debug", "-L", 9, "--task", "generate", "--prompt", 9), 2, "--prompt: must be below --length 9"),
         (("-m", "debug", "-L", 9, "--memory", 0), 2, "--memory: must be above 0, not 0"),

@@ -37,6 +37,7 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(
         ({"min_p": 0.2, "top_k": 2}, "AB"),
         ({"min_p": 0.2, "top_p": 0.7}, "AB"),
         ({"min_p": 0.3, "top_p": 0.99}, "AB"),
+        ({"top_p": 1e-9}, "A"),  # 1 - 1e-9 is 1 in float32
         ({"min_p": 0.3, "temperature": 2.0}, "ABCD"),  # ratios 1, 0.71, 0.5, 0.5, 0.25
     ],
 )
