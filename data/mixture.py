@@ -19,6 +19,7 @@ from data.windows import Batch, Windows
 
 _BLOCK = 1024
 _BLOCKS_KEPT = 2
+_SMALLEST_SHARE = 1e-6  # a block, whose layout is held, has two windows or more of each source
 _MIXTURE = 4  # sets these hashes apart from those of data/windows.py
 
 
@@ -39,6 +40,10 @@ class Mixture:
         self.shares = tuple(float(fraction) for fraction in fractions)
         self._sources = list(sources)
         self._seed = seed
+        if min(fractions) < _SMALLEST_SHARE:
+            raise DataError(
+                f"a mixture's smallest share is {float(min(fractions)):.2g}; it must be at least {_SMALLEST_SHARE:g}"
+            ).hint("give the stores weights that are less far apart")
         # with two windows or more of each source in a block, rounding never takes one back
         self._block = max(_BLOCK, ceil(2 / min(fractions)))
         self._bounds = list(accumulate(fractions))

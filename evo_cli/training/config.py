@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -51,6 +52,11 @@ class RunConfig:
         weights = data.pop("weights", [])
         if not isinstance(weights, list) or len(weights) not in (0, len(inputs)):
             raise Sh2Error(f"data field `weights` must be a list of a number for each input, not {weights!r}")
+        weights = [read_value("data", "weights", float, weight) for weight in weights]
+        if not all(isfinite(weight) and weight > 0 for weight in weights):
+            raise Sh2Error(f"data field `weights` must be of numbers above 0, not {weights!r}").hint(
+                "leave out the stores that are not wanted"
+            )
         model, start = shape_of(tables["model"], train)
         if model.vocab_size < _BYTES:
             raise Sh2Error(f"model field `vocab_size` must be at least {_BYTES}, one a byte, not {model.vocab_size}")
@@ -60,7 +66,7 @@ class RunConfig:
             inputs=tuple(Path(path) for path in inputs),
             prepare=_prepare_options(data),
             start=start,
-            weights=tuple(read_value("data", "weights", float, weight) for weight in weights),
+            weights=tuple(weights),
         )
 
     def data_table(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from evo_cli.inference import BackendName, memory_bytes, say
 from evo_cli.planning import Line, answer, described
 from evo_cli.training.config import Flags, RunConfig, merge, read_tables
 from evo_cli.training.run import resolved
+from sh2.errors import Sh2Error
 from sh2.planning.accounting import Numbers
 from sh2.planning.plan import Plan, Task
 from sh2.planning.speeds import KNOWN_DEVICES
@@ -27,6 +28,11 @@ def plan_run(flags: Flags, *, config: Path | None) -> tuple[list[Line], str | No
     if elsewhere is not None:
         train |= {"device": "cpu", "precision": train.get("precision", Precision.BF16.value)}
     run = RunConfig.from_tables(resolved({**tables, "train": {"steps": 1} | train}, one_of_many=False))
+    train_less = {"parallel": run.train.parallel != "dp", "freeze": run.train.freeze, "lora-rank": run.train.lora_rank}
+    if given := [f"--{name}" for name, value in train_less.items() if value]:
+        raise Sh2Error(f"--plan counts one process that trains every weight, not {' or '.join(given)}").hint(
+            "leave these out: with them each process takes less"
+        )
     where, backend = run.train.device, BackendName(run.train.backend)
     gpu = elsewhere is not None or where != "cpu"
     numbers = Numbers(dtype=run.train.precision, fused=gpu and backend is not BackendName.REFERENCE)

@@ -65,8 +65,10 @@ def _run(
     layers = [read_tables(path) for path in [*saved, *([config] if config else [])]]
     tables = resolved(merge(*layers, flags=flags), one_of_many=meeting.place is not None)
     run = RunConfig.from_tables(tables)
-    if saved and folder.data.exists():
+    if saved:
         began = RunConfig.from_tables(layers[0])
+        check_unchanged("model", {"from": began.start}, {"from": run.start})
+    if saved and folder.data.exists():
         check_unchanged("data", began.data_table(), run.data_table())
     processes = meeting.join(run.train.device)
     with _opened(run, folder, processes) as data:

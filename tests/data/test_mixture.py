@@ -67,6 +67,11 @@ def test_a_rare_source_has_its_share_too():
     assert abs(len(rare) - 10) <= 1
 
 
+def test_a_share_whose_block_would_fill_the_memory_is_refused():
+    with pytest.raises(DataError, match=r"smallest share is 1e-09; it must be at least 1e-06"):
+        Mixture([Numbered(0), Numbered(1)], [1e-9, 1.0])
+
+
 def test_the_sources_are_mixed_within_a_block():
     """Runs of one source are as short as those of coin tosses, not halves of a block."""
     sources = [source for source, _ in origins(Mixture([Numbered(0), Numbered(1)], [1, 1], seed=1), 1024)]

@@ -6,7 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from evo_cli.main import app
+from sh2.checkpoint import save_model
+from sh2.model import StripedHyena2
 from tests.evo_cli.cli import rows
+from tests.sh2.models import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +67,14 @@ def test_bad_plans_are_refused_as_runs_are():
     assert "h200" in result.stderr
     result, _ = planned("--device", "h100")
     assert "error: no model is given" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("--parallel", "dp=8"), ("--lora-rank", 8), ("--freeze", "mixers")])
+def test_what_a_plan_does_not_count_is_refused(words):
+    save_model(StripedHyena2(TINY), "tiny")
+    result, _ = planned("--from", "tiny", "--device", "h100", *words)
+    assert result.exit_code == 1
+    assert f"counts one process that trains every weight, not {words[0]}" in " ".join(result.stderr.split())
 
 
 def test_a_run_reports_what_it_is_asked_to(tmp_path):

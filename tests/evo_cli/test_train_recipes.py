@@ -102,6 +102,18 @@ def test_a_run_begins_from_a_published_file(evo, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_a_run_does_not_go_on_from_another_model_than_it_began_with(evo, tmp_path):
+    assert evo("a.h5", "--from", "run/model", "--steps", 1, *SMALL, "-o", "first").exit_code == 0
+    shutil.copytree("run/model", "other")
+    before = (tmp_path / "first" / "config.toml").read_bytes()
+
+    code, error, _ = error_of(evo("-o", "first", "--resume", "--from", "other"))
+
+    assert code == 1
+    assert f"cannot resume with model field `from` changed from '{tmp_path}/run/model' to '{tmp_path}/other'" in error
+    assert (tmp_path / "first" / "config.toml").read_bytes() == before
+
+
 def test_a_run_from_a_model_is_resumed_when_that_is_gone(evo, tmp_path):
     shutil.copytree("run/model", "source")
     words = ["a.h5", "--from", "source", *SMALL, "--steps", 6, "--save-every", 3, "-o"]
@@ -279,9 +291,9 @@ def test_a_file_may_be_called_like_a_weight(evo, tmp_path):
         (["a.h5=1", "b.h5=-2"], "the weight of b.h5 must be a number above 0, such as 0.7, not `-2`", None),
         (["a.h5=most", "b.h5=1"], "the weight of a.h5 must be a number above 0, such as 0.7, not `most`", None),
         (
-            ["a.h5=1", "b.h5=0", "--config", "model.toml"],
-            "the weight of a source must be a number above 0, got 0.0",
-            None,
+            ["a.h5=0", "b.h5=0", "--config", "model.toml"],
+            "data field `weights` must be of numbers above 0, not [0.0, 0.0]",
+            "leave out the stores that are not wanted",
         ),
         (
             ["a.h5=1", "a.fa=1", "--config", "model.toml"],
