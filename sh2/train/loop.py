@@ -34,7 +34,7 @@ from sh2.train.profiling import profiled
 from sh2.train.records import JsonLines, NoLines, SpeedRecord, StepRecord, keep_steps
 from sh2.train.schedule import learning_rate
 from sh2.train.team import ALONE, Team
-from sh2.train.update import update
+from sh2.train.update import Updates
 from sh2.train.validation import Validation, validate
 
 
@@ -113,6 +113,7 @@ class Trainer:
         # on an accelerator, reading a number waits for the device: once for many steps
         self._reads_every_step = self._device.type == "cpu"
         self._optimizer = build_optimizer(model, config)
+        self._updates = Updates(model, self._optimizer, config, self._team)
         self._checkpoints = Checkpoints(folder.checkpoints, keep_last=config.keep_last, team=self._team)
         self._step = 0
         self._saved_step = 0
@@ -178,7 +179,7 @@ class Trainer:
         with self._clock.data():
             batch = loader.next()
         lr = learning_rate(self._step, self._config)
-        numbers = update(self._model, self._optimizer, batch, self._config, self._team, lr=lr)
+        numbers = self._updates.make(batch, lr=lr)
         first = float(batch.weights[: self._config.batch_size].sum(dtype=torch.float64))
         return _Measured(self._step, lr, numbers, (first, batch.weight))
 

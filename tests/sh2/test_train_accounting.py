@@ -17,7 +17,7 @@ from sh2.train.loader import HostBatch
 from sh2.train.noise import NoiseScale
 from sh2.train.optimizer import build_optimizer
 from sh2.train.team import ALONE
-from sh2.train.update import update
+from sh2.train.update import Updates
 from tests.sh2.test_train_loop import TINY, Watcher, trainer
 from tests.sh2.test_train_update import RandomWindows
 
@@ -103,7 +103,7 @@ def test_the_norm_of_the_first_pass_is_that_of_its_windows_alone():
     loss = (nats * batch.weights[:2].double()).sum() / batch.weights.double().sum()
     expected = torch.stack([part.norm() for part in torch.autograd.grad(loss, list(model.parameters()))]).norm()
 
-    numbers = update(model, build_optimizer(model, config), batch, config, ALONE, lr=1e-3)
+    numbers = Updates(model, build_optimizer(model, config), config, ALONE).make(batch, lr=1e-3)
 
     assert numbers[4].item() == pytest.approx(expected.item(), rel=1e-5)
     assert numbers[3] > 0

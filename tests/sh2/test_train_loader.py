@@ -80,30 +80,33 @@ def test_nothing_is_waited_for_when_a_run_ends_early() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-def test_an_update_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_update_never_waits_for_the_device(recorded: bool) -> None:
     from sh2.config import DEFAULT_WINDOW, ModelConfig
     from sh2.model import StripedHyena2
     from sh2.train.config import Precision, TrainConfig
     from sh2.train.optimizer import build_optimizer
     from sh2.train.team import ALONE
-    from sh2.train.update import update
+    from sh2.train.update import Updates
 
     shape = ModelConfig(
         width=128, layout="SML*", num_heads=2, mlp_width=256, se_groups=8, mr_groups=8, mr_window=DEFAULT_WINDOW
     )
     config = TrainConfig(steps=9, batch_size=2, accumulation=2, length=512, precision=Precision.BF16, device="cuda")
     model = StripedHyena2(shape).cuda()
-    optimizer = build_optimizer(model, config)
+    updates = Updates(model, build_optimizer(model, config), config, ALONE)
+    updates.passes.records = recorded
     source = RandomWindows(512)
-    with Loader(source, [(4 * step, 4) for step in range(3)], pinned=True) as loader:
-        batches = [loader.next() for _ in range(3)]
+    with Loader(source, [(4 * step, 4) for step in range(5)], pinned=True) as loader:
+        batches = [loader.next() for _ in range(5)]
         assert all(batch.tokens.is_pinned() for batch in batches)
-        update(model, optimizer, batches[0], config, ALONE, lr=1e-3)
+        for batch in batches[:3]:  # to compile, and to record, are to wait
+            updates.make(batch, lr=1e-3)
         torch.cuda.synchronize()
         try:
             torch.cuda.set_sync_debug_mode("error")
-            for batch in batches[1:]:
-                numbers = update(model, optimizer, batch, config, ALONE, lr=1e-3)
+            for batch in batches[3:]:
+                numbers = updates.make(batch, lr=1e-3)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(numbers).all()

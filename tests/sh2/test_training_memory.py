@@ -18,7 +18,7 @@ from sh2.train.loader import HostBatch
 from sh2.train.loss import loss_sums
 from sh2.train.optimizer import build_optimizer
 from sh2.train.team import ALONE
-from sh2.train.update import update
+from sh2.train.update import Updates
 from sh2.train.windows import _in_pieces, _sums
 from tests.sh2.memory import counting
 from tests.sh2.test_train_update import RandomWindows
@@ -83,12 +83,12 @@ def test_a_gpu_takes_what_was_planned(recompute: Recompute) -> None:
         steps=1, batch_size=1, length=length, device="cuda", precision=Precision.BF16, recompute=recompute
     )
     model = random_model(config, device="cuda", dtype=torch.float32).use_recompute(recompute)
-    optimizer = build_optimizer(model, settings)
+    updates = Updates(model, build_optimizer(model, settings), settings, ALONE)
     source = RandomWindows(length)
     for number in range(2):  # the first makes the moments
         torch.cuda.reset_peak_memory_stats()
         batch = HostBatch.of(source.batch(number, 1), pinned=True)
-        update(model, optimizer, batch, settings, ALONE, lr=1e-4)
+        updates.make(batch, lr=1e-4)
     planned = predict_memory(
         Plan(
             config=config,
