@@ -18,6 +18,8 @@ from sh2.train.update import Updates
 from tests.sh2.models import TINY
 from tests.sh2.test_train_update import RandomWindows
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+
 UPDATES = 6
 
 
