@@ -4,7 +4,8 @@ python tests/benchmarks/layouts.py far.h5 --test ecoli.fna.gz --preset nano --se
 
 How many steps a layout makes in that time is measured first, alone on the machine; then all runs are made, several at
 once, in whatever company: each has the steps of its layout. Runs are those of `evo train`; held-out bases are those of
-`evo eval perplexity`, forward strand. What is there already is not run again.
+`evo eval perplexity`, forward strand. What is there already is not run again, nor what `--done` has, a table of before
+whose steps are taken too; its rows are printed and drawn with the others.
 """
 
 import argparse
@@ -52,13 +53,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def train(chosen: argparse.Namespace, layout: str, seed: int, steps: int, folder: Path) -> None:
-    if (folder / "model").exists():
+    if (folder / "model").exists() and lines(folder / "metrics.jsonl")[-1]["step"] == steps:
         return
     finished(
         evo(
             "train", str(chosen.store), "--preset", chosen.preset, "--ablation", layout, "--seed", str(seed),
             "--steps", str(steps), "--save-every", "0", "--valid-every", str(max(1, steps // 10)),
-            *shlex.split(chosen.train), "-o", str(folder),
+            *shlex.split(chosen.train), *(["--resume"] if folder.exists() else []), "-o", str(folder),
         )
     )  # fmt: skip
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=4, help="runs side by side")
     parser.add_argument("--train", default="--length 8192 --batch-size 8 --lr 2e-3", help="further options of training")
     parser.add_argument("--plot", type=Path, help="PNG to draw the curves to")
+    parser.add_argument("--done", type=Path, help="lines of an earlier call, to go on with")
     parser.add_argument("--eval", default="--context 8192", help="further options of `evo eval perplexity`")
     chosen = parser.parse_args()
     about = {
@@ -130,18 +132,21 @@ def main() -> None:
         "command": shlex.join(["python", "tests/benchmarks/layouts.py", *sys.argv[1:]]),
     }
     layouts = chosen.layouts.split(",")
-    steps = {layout: steps_of(chosen, layout) for layout in layouts}
+    rows = lines(chosen.done) if chosen.done else []
+    sys.stdout.writelines(json.dumps(row) + "\n" for row in rows)
+    known = {row["layout"]: row["steps"] for row in rows}
+    steps = {layout: known.get(layout) or steps_of(chosen, layout) for layout in layouts}
+    done = {(row["layout"], row["seed"]) for row in rows}
     with ThreadPoolExecutor(chosen.at_once) as pool:
         # seeds outermost: a table that is cut short has every layout
-        runs = [(layout, seed) for seed in range(chosen.seeds) for layout in layouts]
-        rows = []
+        runs = [(layout, seed) for seed in range(chosen.seeds) for layout in layouts if (layout, seed) not in done]
         for row in pool.map(lambda run: measure(chosen, *run, steps[run[0]]), runs):
             sys.stdout.write(json.dumps(row | about) + "\n")
             sys.stdout.flush()
             rows.append(row)
     if chosen.plot is not None:
         seeds = f"{chosen.seeds} seeds each" if chosen.seeds > 1 else "one seed each"
-        plot(rows, chosen.plot, title=f"layouts of {chosen.preset} at its parameters, on {about['device']}, {seeds}")
+        plot(rows, chosen.plot, title=f"layouts of {chosen.preset} at its parameters, on {rows[0]['device']}, {seeds}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from sh2.model import StripedHyena2
 from sh2.train import passes
@@ -12,9 +13,10 @@ from sh2.train.compilation import compile_blocks, many_graphs
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import HostBatch
-from sh2.train.optimizer import build_optimizer
+from sh2.train.optimizer import build_optimizer, optimizer_tensors
 from sh2.train.team import ALONE
 from sh2.train.update import Updates
+from tests.kernels.definitions import relative_error
 from tests.sh2.models import TINY
 from tests.sh2.test_train_update import RandomWindows
 
@@ -23,19 +25,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about 
 UPDATES = 6
 
 
-def made(config: TrainConfig, *, records: bool, model: StripedHyena2 | None = None) -> tuple[list, StripedHyena2]:
-    """The numbers of some updates, and the model after them."""
-    torch.manual_seed(3)
-    model = model or StripedHyena2(TINY).to(config.device)
-    updates = Updates(model, build_optimizer(model, config), config, ALONE)
+def made(
+    config: TrainConfig, *, records: bool, model: StripedHyena2, lr: float = 1e-2
+) -> tuple[list[list[float]], dict[str, Tensor]]:
+    """The numbers of some updates, and what the optimizer knows after them: means of gradients."""
+    optimizer = build_optimizer(model, config)
+    updates = Updates(model, optimizer, config, ALONE)
     updates.passes.records = records
     source, numbers = RandomWindows(config.length), []
     for number in range(UPDATES):
         windows = source.batch(number * config.windows_per_step, config.windows_per_step)
         if number == UPDATES - 2:
             windows.weights[:] = 0
-        numbers.append(updates.make(HostBatch.of(windows, pinned=config.device == "cuda"), lr=1e-2))
-    return torch.stack(numbers).tolist(), model
+        numbers.append(updates.make(HostBatch.of(windows, pinned=config.device == "cuda"), lr=lr))
+    return torch.stack(numbers).tolist(), optimizer_tensors(model, optimizer)
 
 
 @pytest.fixture
@@ -78,14 +81,15 @@ def replays(monkeypatch):
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_replayed_pass_is_a_launched_one(replays: list[int], accumulation: int) -> None:
     config = TrainConfig(steps=9, length=37, batch_size=2, accumulation=accumulation)
-    numbers, model = made(config, records=False)
+    one, two = StripedHyena2(TINY, seed=3), StripedHyena2(TINY, seed=3)
+    numbers, _ = made(config, records=False, model=one)
     assert not replays
-    again, other = made(config, records=True)
+    again, _ = made(config, records=True, model=two)
     assert replays == [(UPDATES - 2) * accumulation]
     assert again == numbers
     assert numbers[-2][:3] == [0, 0, 0]
-    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, launched), replayed in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(launched, replayed), name
 
 
 def test_what_is_not_trained_stays(replays: list[int]) -> None:
@@ -106,9 +110,9 @@ def test_a_pass_that_cannot_be_recorded_is_launched(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(passes, "_recorded", recorded)
     config = TrainConfig(steps=9, length=16, batch_size=2)
-    numbers, _ = made(config, records=False)
+    numbers, _ = made(config, records=False, model=StripedHyena2(TINY, seed=3))
     with caplog.at_level(logging.WARNING):
-        again, _ = made(config, records=True)
+        again, _ = made(config, records=True, model=StripedHyena2(TINY, seed=3))
     assert again == numbers
     assert [record.getMessage() for record in caplog.records] == [
         "training launches every kernel: a pass could not be recorded as a CUDA graph: "
@@ -137,10 +141,11 @@ def test_gpu_a_recorded_pass_has_the_numbers_of_a_launched_one(how: str, accumul
             compile_blocks(one)
         return one
 
-    with many_graphs(), caplog.at_level(logging.WARNING):
-        numbers, launched = made(config, records=False, model=model())
-        again, recorded = made(config, records=True, model=model())
-    assert not caplog.records
-    torch.testing.assert_close(torch.tensor(again), torch.tensor(numbers), rtol=1e-4, atol=1e-6)
-    for (name, one), two in zip(launched.named_parameters(), recorded.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    with many_graphs(), caplog.at_level(logging.WARNING, logger="sh2"):
+        # a small rate: sums in another order, as attention takes them, must not lead elsewhere
+        numbers, launched = made(config, records=False, model=model(), lr=1e-6)
+        again, recorded = made(config, records=True, model=model(), lr=1e-6)
+    assert not [record for record in caplog.records if record.name.startswith("sh2")]
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(numbers), rtol=2e-3, atol=1e-6)
+    for name, mean in recorded.items():
+        assert relative_error(mean, launched[name]) < 2e-2, name
