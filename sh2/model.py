@@ -209,7 +209,8 @@ class StripedHyena2(nn.Module):
             logits_BLV in the model's dtype, and the state that continues the sequences.
 
         Raises:
-            Sh2Error: the ids are not whole numbers of the vocabulary [B, L], or the state is that of another batch.
+            Sh2Error: the ids are not whole numbers of the vocabulary [B, L], the state is that of another batch, or
+                the document starts are not of these ids.
         """
         x_BLD, state = self.hidden(ids_BL, state, document_starts_BL=document_starts_BL)
         return self.logits(x_BLD), state
@@ -221,6 +222,10 @@ class StripedHyena2(nn.Module):
         self._check(ids_BL, state)
         if document_starts_BL is None:
             return self._piece(ids_BL, state)
+        if document_starts_BL.shape != ids_BL.shape:
+            raise Sh2Error(
+                f"document starts of shape {list(document_starts_BL.shape)} are not of token ids {list(ids_BL.shape)}"
+            )
         # documents are cut where they meet, and the state of the rows where one begins is reset
         borders = document_starts_BL.any(dim=0).nonzero()[:, 0].tolist()
         outputs: list[Tensor] = []

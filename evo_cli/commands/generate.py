@@ -11,6 +11,8 @@ from evo_cli.inference import BackendName, BackendOption, BoxedModelOption, Devi
 if TYPE_CHECKING:
     from sh2.generation.generate import GenerationOptions
 
+_MOST = (1 << 31) - 1  # of what is counted: tokens before and after each other are, in 32 bits
+
 
 class Alphabet(StrEnum):
     """Which tokens may be sampled."""
@@ -32,8 +34,10 @@ def generate(
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="FASTA", help="A FASTA file of prompts; `-` is stdin.")
     ] = None,
-    length: Annotated[int, typer.Option("--length", "-n", min=1, help="New bases of each sample, at most.")] = 1000,
-    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples of each prompt.")] = 1,
+    length: Annotated[
+        int, typer.Option("--length", "-n", min=1, max=_MOST, help="New bases of each sample, at most.")
+    ] = 1000,
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, max=_MOST, help="Samples of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", min=0, help="0 takes the likeliest.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Keep the likeliest that reach this probability.")] = 1.0,
@@ -49,7 +53,7 @@ def generate(
         str | None, typer.Option("--forbid", metavar="MOTIFS", help="Never complete one of these; commas between them.")
     ] = None,
     no_repeat: Annotated[
-        int | None, typer.Option("--no-repeat", metavar="K", help="Write no K-mer twice in a sample.")
+        int | None, typer.Option("--no-repeat", min=1, max=_MOST, metavar="K", help="Write no K-mer twice in a sample.")
     ] = None,
     stop_at: Annotated[
         str | None, typer.Option("--stop-at", metavar="MOTIF", help="End a sample once it has written this.")
@@ -88,8 +92,6 @@ def generate(
         raise typer.BadParameter("must lie above 0 and up to 1", param_hint="--top-p")
     if not 0 <= min_p <= 1:
         raise typer.BadParameter(f"must lie in 0..1, not {min_p:g}", param_hint="--min-p")
-    if no_repeat is not None and no_repeat < 1:
-        raise typer.BadParameter(f"must be at least 1, not {no_repeat}", param_hint="--no-repeat")
     forbidden = [] if forbid is None else [_motif(motif, "--forbid") for motif in forbid.split(",")]
     stop_at = None if stop_at is None else _motif(stop_at, "--stop-at")
     if not -(2**63) <= seed < 2**63:

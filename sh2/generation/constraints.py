@@ -17,6 +17,7 @@ from torch import Tensor
 from sh2.errors import Sh2Error
 
 _NOTHING = -1  # before the first token of a row
+_LONGEST = 2**31 - 1  # k-mer: tokens alike are counted in 32 bits
 _ANYTHING = -2  # before the first letter of a motif
 
 
@@ -25,7 +26,7 @@ class Constraints:
     """What written tokens must keep to. Motifs are of A, C, G and T, whose case never counts.
 
     Raises:
-        Sh2Error: a motif is empty or has other letters, or k is below 1.
+        Sh2Error: a motif is empty or has other letters, or k is below 1 or beyond 32 bits.
     """
 
     forbid: Sequence[str] = ()  # motifs that no token may complete, those that the prompt began included
@@ -41,8 +42,8 @@ class Constraints:
         for name, motif in [*(("forbid", motif) for motif in self.forbid), *(("stop_at", motif) for motif in stops)]:
             if not motif or set(motif.upper()) - set("ACGT"):
                 raise Sh2Error(f"a motif of {name} must be of A, C, G and T, one or more, not `{motif}`")
-        if self.no_repeat is not None and self.no_repeat < 1:
-            raise Sh2Error(f"no_repeat must be at least 1, not {self.no_repeat}")
+        if self.no_repeat is not None and not 1 <= self.no_repeat <= _LONGEST:
+            raise Sh2Error(f"no_repeat must lie in 1..{_LONGEST}, not {self.no_repeat}")
 
 
 class History:

@@ -3,6 +3,7 @@
 # B prompts, R slots, T tokens to write, V vocabulary
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,7 @@ from sh2.generation.prompts import key_of, read_prompts
 from sh2.generation.prompts import prefill as prefill
 from sh2.generation.sampling import Sampling, choose, restrict
 from sh2.model import StripedHyena2
+from sh2.reading.fetch import no_numbers
 from sh2.reading.scoring import log_probs_of
 from sh2.state import ModelState, select
 from sh2.tokens import EOD, Tokens, as_rows
@@ -296,6 +298,8 @@ class _Writer:
         written = 0
         for slot, one in list(self.active.items()):
             token, end, log_prob = record[:, slot]
+            if math.isnan(log_prob):
+                raise no_numbers()
             why = _ENDS[int(end)]
             if why in (End.LENGTH, End.MOTIF):
                 one.ids[one.length], one.log_probs[one.length] = token, log_prob

@@ -25,6 +25,7 @@ from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import kv_cache_bytes, state_bytes
 from sh2.reading.chunks import OutOfMemoryError, chunks
+from sh2.reading.fetch import fetched
 from sh2.reading.scoring import log_probs_of
 from sh2.state import ModelState, repeat, select
 from sh2.tokens import EOD, as_ids, to_device
@@ -242,7 +243,7 @@ class _Reader:
 
     def fetch(self) -> int:
         """Wait for the scores, and give them to their families; how many there are."""
-        found_N2 = torch.cat(self._found).cpu().numpy()
+        found_N2 = fetched(torch.cat(self._found))
         for (plan, branch), (reference, delta) in zip(self._whose, found_N2.tolist(), strict=True):
             plan.keep(branch, reference, delta)
         return len(self._whose)

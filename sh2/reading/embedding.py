@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.reading.chunks import chunks
+from sh2.reading.fetch import fetched
 from sh2.reading.scoring import batches_of_equal_length
 from sh2.reading.sites import NORM, Pooling, Tap, find_sites
 from sh2.tokens import Tokens, as_rows
@@ -217,7 +218,7 @@ class _Batch:
         if not seen:
             return
         # layers may lie on several devices; all go to the host in one copy
-        values_BSND = torch.stack([part.to(seen[0].device) for part in seen], dim=2).cpu().numpy()
+        values_BSND = fetched(torch.stack([part.to(seen[0].device) for part in seen], dim=2))
         if self._pooling is Pooling.PER_BASE:
             yield from (Part(row=row, first=start, values=values) for row, values in enumerate(values_BSND))
             return

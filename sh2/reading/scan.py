@@ -14,6 +14,7 @@ from torch import Tensor
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.reading.chunks import chunks
+from sh2.reading.fetch import fetched
 from sh2.reading.perplexity import window_ends
 from sh2.tokens import EOD, Tokens, as_ids, to_batch
 
@@ -97,7 +98,7 @@ def _carried(model: StripedHyena2, ids: NDArray[np.integer], chunk: int) -> Iter
         ids_BL = to_batch([ids[first : first + _STRETCH + 1].astype(np.int64)], device)
         for start, x_BLD, after in chunks(model, ids_BL[:, :-1], most=chunk, state=state):
             targets_BL = ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]
-            yield first + start + 1, _signals(model.logits(x_BLD), targets_BL).cpu().numpy()[:, 0]
+            yield first + start + 1, fetched(_signals(model.logits(x_BLD), targets_BL))[:, 0]
             state = after
 
 
@@ -116,7 +117,7 @@ def _windows(
             _signals(model.logits(x_BLD), ids_BL[:, start + 1 : start + 1 + x_BLD.shape[1]]).cpu()
             for start, x_BLD, _ in chunks(model, ids_BL[:, :-1], most=min(context, chunk))
         ]
-        signals_SBL = torch.cat(parts, dim=2).numpy()
+        signals_SBL = fetched(torch.cat(parts, dim=2))
         new = []
         for row, end in enumerate(members):
             new.append(signals_SBL[:, row, begin - end :])

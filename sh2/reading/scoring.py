@@ -14,6 +14,7 @@ from torch import Tensor
 from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.reading.chunks import chunks, read
+from sh2.reading.fetch import fetched
 from sh2.state import ModelState, select
 from sh2.tokens import EOD, Tokens, as_ids, as_rows, to_batch
 
@@ -152,7 +153,7 @@ def token_log_probs(
             progress(targets_BL.numel())
     if not parts:
         return np.zeros((len(rows), 0, *(() if among_A is None else among_A.shape)), dtype=np.float32)
-    return torch.cat(parts, dim=1).cpu().numpy()
+    return fetched(torch.cat(parts, dim=1))
 
 
 def log_probs_of(logits_BLV: Tensor, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from sh2.fp8 import InputProjection, Precision, precision_of
+from sh2.fp8 import InputProjection, PackedInputProjection, Precision, precision_of
 from sh2.mixers import Hyena
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import weight_bytes
@@ -151,7 +151,7 @@ def _rounding(model: StripedHyena2, ids_BL: Tensor, whole_BLV: Tensor) -> Check:
 
 def _fp8(model: StripedHyena2, ids_BL: Tensor, whole_BLV: Tensor) -> Check:
     """Whether FP8 projections are in effect where they should be."""
-    layers = [module for module in model.modules() if isinstance(module, InputProjection)]
+    layers = [module for module in model.modules() if isinstance(module, InputProjection | PackedInputProjection)]
     running = [layer.precision for layer in layers]
     if not any(running):
         if not model.config.fp8_input_projections:

@@ -143,7 +143,9 @@ def test_keys_and_values_in_fp8_are_said_in_the_header(model_folder: Path) -> No
         (("--forbid", "GAATTC,GANTC"), "--forbid: a motif must be of A, C, G and T, one or more, not `GANTC`"),
         (("--forbid", "GAATTC,"), "--forbid: a motif must be of A, C, G and T, one or more, not ``"),
         (("--stop-at", "TA R"), "--stop-at: a motif must be of A, C, G and T, one or more, not `TA R`"),
-        (("--no-repeat", 0), "Invalid value for --no-repeat: must be at least 1, not 0"),
+        (("--no-repeat", 0), "'--no-repeat': Input should be greater than or equal to 1"),
+        (("--no-repeat", 2**31), "'--no-repeat': Input should be less than or equal to 2147483647"),
+        (("--length", 10**24), "Input should be less than or equal to 2147483647"),
     ],
 )
 def test_a_bad_setting_is_a_bad_command_line(arguments: tuple[object, ...], message: str) -> None:

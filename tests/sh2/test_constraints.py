@@ -173,8 +173,8 @@ def test_a_step_stays_on_the_device_and_never_waits_for_it() -> None:
         ({"forbid": "GAATTC"}, "forbid must be a list of motifs, not the text `GAATTC`"),
         ({"stop_at": "TAR"}, "a motif of stop_at must be of A, C, G and T, one or more, not `TAR`"),
         ({"stop_at": ""}, "a motif of stop_at must be of A, C, G and T, one or more, not ``"),
-        ({"no_repeat": 0}, "no_repeat must be at least 1, not 0"),
-        ({"no_repeat": -3}, "no_repeat must be at least 1, not -3"),
+        ({"no_repeat": 0}, r"no_repeat must lie in 1\.\.2147483647, not 0"),
+        ({"no_repeat": 2**31}, r"no_repeat must lie in 1\.\.2147483647, not 2147483648"),
         ({"min_p": 1.5}, r"min_p must lie in 0\.\.1, not 1\.5"),
     ],
 )

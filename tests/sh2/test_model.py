@@ -96,6 +96,11 @@ def test_a_document_start_hides_everything_before_it(name: str) -> None:
                 assert relative_error(got[row, start:stop], alone[0]) < 1e-5
 
 
+def test_document_starts_are_of_the_ids() -> None:
+    with pytest.raises(Sh2Error, match=r"document starts of shape \[1, 120\] are not of token ids \[3, 120\]"):
+        tiny()(ids(3, 120), document_starts_BL=torch.zeros(1, 120, dtype=torch.bool))
+
+
 def test_a_document_start_holds_when_the_sequence_goes_on_in_another_call() -> None:
     model, ids_BL = tiny(), ids(2, 80)
     starts = torch.zeros(2, 50, dtype=torch.bool)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import sh2
+from sh2.checkpoint import save_model
 from sh2.model import StripedHyena2
 from sh2.reading.selftest import Check, selftest
 from sh2.state import ModelState
@@ -128,3 +131,9 @@ def test_gpu_kernels_are_held_to_plain_torch(dtype: torch.dtype) -> None:
     found = checks(StripedHyena2(replace(TINY, width=128)).to("cuda", dtype))
     assert found["kernels"].passed
     assert all(one.passed is not False for name, one in found.items() if name != "bits_per_base")
+
+
+def test_weights_in_fp8_are_no_reason_to_fail(tmp_path: Path) -> None:
+    save_model(StripedHyena2(replace(TINY, fp8_input_projections=True)), tmp_path / "model")
+    packed = sh2.load(tmp_path / "model", fp8_weights=True).use_precision("auto")
+    assert checks(packed)["fp8"].passed
