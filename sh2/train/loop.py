@@ -119,6 +119,7 @@ class Trainer:
         self._saved_step = 0
         self._best: Best | None = None
         self._measured: list[_Measured] = []
+        self._learned = False  # from any base
         flops = 3 * config.windows_per_step * sum(forward_flops(model.config, config.length).values())
         self._clock = Clock(self._device, config, flops_per_step=flops // self._team.processes)
         self._noise = NoiseScale()
@@ -135,6 +136,7 @@ class Trainer:
         if progress is not None:
             self._checkpoints.restore(progress.step, self._model, self._optimizer)
             self._step = self._saved_step = progress.step
+            self._learned = True
             self._best = progress.best
         return self._step
 
@@ -152,7 +154,8 @@ class Trainer:
         """Train to the last step, or until `should_stop` after a step; then save a checkpoint and the model.
 
         Raises:
-            Sh2Error: the loss or the gradient is not finite; nothing is saved after the last good checkpoint.
+            Sh2Error: the loss or the gradient is not finite, and nothing is saved after the last good checkpoint; or no
+                base had any weight.
         """
         graphs = many_graphs() if self._config.compile else nullcontext()
         with _reproducible(self._config), graphs, self._writing(), self._loader() as loader, self._checkpoints:
@@ -164,6 +167,10 @@ class Trainer:
                     self._measured.append(self._update(loader))
                 self._after_update()
             self._write(self._fetch())
+            if self._step == self._config.steps and not self._learned:
+                raise Sh2Error(f"nothing was learned: no window of {self._step} steps holds a base of any weight").hint(
+                    "give sequences of A, C, G and T, or raise `--lower-case-weight`"
+                )
             if self._saved_step < self._step:
                 self._save_checkpoint()
             self._checkpoints.save_model(self._model, self._folder.model)
@@ -216,6 +223,7 @@ class Trainer:
                 self._write(records)
                 raise self._diverged(measured.step, f"loss {loss}, gradient norm {norm}")
             first_weight, weight = measured.weights
+            self._learned |= weight > 0
             self._noise.add(first_norm=first_norm, norm=norm, first_weight=first_weight, weight=weight)
             records.append(
                 StepRecord(

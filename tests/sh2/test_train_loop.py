@@ -235,8 +235,10 @@ def test_the_result_does_not_depend_on_accumulation(tmp_path, whole_run):
 
 def test_a_batch_without_weight_gives_zero_loss_and_no_nan(tmp_path):
     model = StripedHyena2(TINY)
-    trainer(tmp_path, train=Windows(weight=0.0), valid_windows=0, model=model).run()
+    with pytest.raises(Sh2Error, match=r"nothing was learned: no window of \d+ steps holds a base of any weight"):
+        trainer(tmp_path, train=Windows(weight=0.0), valid_windows=0, model=model).run()
 
+    assert not (tmp_path / "model").exists()
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (line["loss"], line["grad_norm"]) == (0.0, 0.0)
     assert "bits_per_base" not in line
