@@ -72,14 +72,14 @@ def test_one_may_be_left_out() -> None:
 
 
 def test_a_lack_of_memory_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = bench_train.update
+    real = bench_train.Updates
 
-    def small(model: StripedHyena2, *rest: object, **options: float) -> object:
+    def small(model: StripedHyena2, *rest: object) -> object:
         if set(model.config.layout) == {"*"}:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(model, *rest, **options)  # type: ignore[arg-type]
+        return real(model, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench_train, "update", small)
+    monkeypatch.setattr(bench_train, "Updates", small)
     result = train("--lengths", "16")
     assert result.exit_code == 0, result.output
     own, twin = rows(result.stdout)
