@@ -29,14 +29,13 @@ def samples_of(
     replicas: "Replicas",
     prompts: Sequence[bytes],
     options: GenerationOptions,
-    kv_dtype: str,
     progress: Callable[[int], None],
 ) -> Iterator[Generation]:
     """Sample as `sh2.generation.generate.generate_each` does, on all copies of the model."""
     total = len(prompts) * options.samples
     count = max(options.max_rows, min(_BATCHES * options.max_rows, _TOKENS // options.length))
     count = max(1, min(count, -(-total // len(replicas.devices))))
-    work = partial(run, options=options, kv_dtype=kv_dtype)
+    work = partial(run, options=options)
     for done in replicas.map(work, jobs(prompts, options.samples, count), progress):
         yield from done
 
@@ -54,9 +53,8 @@ def jobs(prompts: Sequence[bytes], samples: int, count: int) -> Iterator[Job]:
 
 
 def run(
-    model: "StripedHyena2", job: Job, progress: Callable[[int], None], *, options: GenerationOptions, kv_dtype: str
+    model: "StripedHyena2", job: Job, progress: Callable[[int], None], *, options: GenerationOptions
 ) -> list[Generation]:
     """Do one job."""
-    model.use_kv_dtype(kv_dtype)
     results = generate_jobs(model, job.prompts, job.samples, options, progress)
     return [replace(one, prompt=job.first + one.prompt) for one in results]

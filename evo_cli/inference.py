@@ -26,6 +26,13 @@ class Precision(StrEnum):
     FP8_WEIGHTS = "fp8-weights"
 
 
+class KVDtype(StrEnum):
+    """In which numbers attention keeps keys and values."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+
+
 class BackendName(StrEnum):
     """What runs the hyena operators."""
 
@@ -75,8 +82,13 @@ BackendOption = Annotated[
     BackendName,
     typer.Option("--backend", help="auto takes the Triton kernels on a GPU where they run; reference is plain torch."),
 ]
-
-
+KVDtypeOption = Annotated[
+    KVDtype,
+    typer.Option(
+        "--kv-dtype",
+        help="How attention keeps the tokens seen: auto as the model computes, fp8 in half the memory of bf16.",
+    ),
+]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in one batch, at most.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left at --output.")
@@ -108,7 +120,9 @@ def load_model(name: str, device: str, precision: Precision, backend: BackendNam
     return _load(where, name, precision, backend)
 
 
-def open_replicas(name: str, device: str, precision: Precision, backend: BackendName) -> "Replicas":
+def open_replicas(
+    name: str, device: str, precision: Precision, backend: BackendName, kv_dtype: KVDtype = KVDtype.AUTO
+) -> "Replicas":
     """Load a model for work that is done in jobs, on the device or devices asked for.
 
     Raises:
@@ -121,10 +135,12 @@ def open_replicas(name: str, device: str, precision: Precision, backend: Backend
     devices = resolve_devices(device)
     if len(devices) > 1:
         say(f"{len(devices)} copies of the model, on {', '.join(devices)}")
-    return Replicas(partial(_load, name=name, precision=precision, backend=backend), devices)
+    return Replicas(partial(_load, name=name, precision=precision, backend=backend, kv_dtype=kv_dtype), devices)
 
 
-def _load(where: str, name: str, precision: Precision, backend: BackendName) -> "StripedHyena2":
+def _load(
+    where: str, name: str, precision: Precision, backend: BackendName, kv_dtype: KVDtype = KVDtype.AUTO
+) -> "StripedHyena2":
     import torch
 
     import sh2
@@ -138,7 +154,7 @@ def _load(where: str, name: str, precision: Precision, backend: BackendName) -> 
     home = model.embedding.weight.device
     if home.type == "cuda":  # whatever is allocated without a word on where it should be
         torch.cuda.set_device(home)
-    model.use_precision(precision).use_backend(backend)
+    model.use_precision(precision).use_backend(backend).use_kv_dtype(kv_dtype)
     dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
     say(f"{name}: {count_parameters(model.config) / 1e6:,.1f}M parameters, {dtype_name}, on {_spread(model, where)}")
     say_precision(model, chosen=precision is not Precision.AUTO)
@@ -182,6 +198,11 @@ def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
     elif not trained:
         reason += f"; {'a CPU runs in fp32' if weight.device.type == 'cpu' else 'this is the dtype of the file'}"
     say(f"precision: {runs} ({reason})")
+
+
+def kv_option(kv_dtype: KVDtype) -> dict[str, str]:
+    """What a run's identity says of it: nothing of `auto`, so that runs from before it was asked for go on."""
+    return {} if kv_dtype is KVDtype.AUTO else {"kv_dtype": kv_dtype.value}
 
 
 def precision_mark(model: "StripedHyena2") -> str | None:

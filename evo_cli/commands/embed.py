@@ -11,6 +11,8 @@ from evo_cli.inference import (
     BackendOption,
     BoxedModelOption,
     DeviceOption,
+    KVDtype,
+    KVDtypeOption,
     MaxTokensOption,
     OverwriteOption,
     Precision,
@@ -78,6 +80,7 @@ def embed(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
+    kv_dtype: KVDtypeOption = KVDtype.AUTO,
 ) -> None:
     """Embed sequences: one vector a record and layer, an interval or a base.
 
@@ -134,4 +137,4 @@ def embed(
         overwrite=overwrite,
         max_tokens=max_tokens,
     )
-    run_embed(request, model, device, precision, backend)
+    run_embed(request, model, device, precision, backend, kv_dtype)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, BoxedModelOption, DeviceOption, Precision, PrecisionOption
+from evo_cli.inference import (
+    BackendName,
+    BackendOption,
+    BoxedModelOption,
+    DeviceOption,
+    KVDtype,
+    KVDtypeOption,
+    Precision,
+    PrecisionOption,
+)
 
 if TYPE_CHECKING:
     from sh2.generation.generate import GenerationOptions
@@ -19,13 +28,6 @@ class Alphabet(StrEnum):
 
     DNA = "dna"
     ANY = "any"
-
-
-class KVDtype(StrEnum):
-    """In which numbers attention keeps keys and values."""
-
-    AUTO = "auto"
-    FP8 = "fp8"
 
 
 def generate(
@@ -63,14 +65,7 @@ def generate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
-    kv_dtype: Annotated[
-        KVDtype,
-        typer.Option(
-            "--kv-dtype",
-            help="How attention keeps the tokens seen: auto in the model's numbers, fp8 rounded, in half the memory of"
-            " bf16.",
-        ),
-    ] = KVDtype.AUTO,
+    kv_dtype: KVDtypeOption = KVDtype.AUTO,
 ) -> None:
     """Generate sequences that continue prompts, as FASTA.
 
@@ -130,13 +125,13 @@ def generate(
         seed=seed,
     )
     settings = _settings(options)
-    replicas = open_replicas(model, device, precision, backend)
+    replicas = open_replicas(model, device, precision, backend, kv_dtype)
     if mark := mark_of(replicas.config, replicas.precision):
         settings += f" precision={mark}"
     if kv_dtype is not KVDtype.AUTO:
         settings += f" kv_dtype={kv_dtype}"
     with open_output(output) as stream, counter("generate", total=length * samples * len(texts)) as advance:
-        for result in samples_of(replicas, texts, options, kv_dtype, advance):
+        for result in samples_of(replicas, texts, options, advance):
             text = decode(result.ids)
             if include_prompt:
                 text = texts[result.prompt].decode("latin-1") + text

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evo_cli.inference import BackendName, BackendOption, Precision, PrecisionOption
+from evo_cli.inference import BackendName, BackendOption, KVDtype, KVDtypeOption, Precision, PrecisionOption
 
 
 class TaskName(StrEnum):
@@ -15,13 +15,6 @@ class TaskName(StrEnum):
     EMBED = "embed"
     GENERATE = "generate"
     TRAIN = "train"
-
-
-class KVDtypeName(StrEnum):
-    """In which numbers keys and values are kept."""
-
-    AUTO = "auto"
-    FP8 = "fp8"
 
 
 def plan(
@@ -51,9 +44,7 @@ def plan(
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GIB", help="Plan for so much memory, not for what is there.")
     ] = None,
-    kv_dtype: Annotated[
-        KVDtypeName, typer.Option("--kv-dtype", help="fp8 keeps keys and values in half the memory of bf16.")
-    ] = KVDtypeName.AUTO,
+    kv_dtype: KVDtypeOption = KVDtype.AUTO,
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
 ) -> None:
@@ -93,7 +84,7 @@ def plan(
             prompt=prompt or 1,
             device=device,
             memory=None if memory is None else int(memory * 2**30),
-            kv_dtype=None if kv_dtype is KVDtypeName.AUTO else kv_dtype.value,
+            kv_dtype=None if kv_dtype is KVDtype.AUTO else kv_dtype.value,
             precision=precision,
             backend=backend,
         )

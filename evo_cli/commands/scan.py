@@ -11,6 +11,8 @@ from evo_cli.inference import (
     BackendOption,
     BoxedModelOption,
     DeviceOption,
+    KVDtype,
+    KVDtypeOption,
     MaxTokensOption,
     OverwriteOption,
     Precision,
@@ -71,6 +73,7 @@ def scan(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
+    kv_dtype: KVDtypeOption = KVDtype.AUTO,
 ) -> None:
     """Run along every contig and write what the model predicts of each base, as tracks for genome browsers.
 
@@ -125,4 +128,12 @@ def scan(
         rules=tuple(parsed("--regions", rule, text) for text in regions or []),
         plots=tuple(parsed("--plot", Interval.parse, text) for text in plot or []),
     )
-    run_scan(request, model=model, device=device, precision=precision, backend=backend, overwrite=overwrite)
+    run_scan(
+        request,
+        model=model,
+        device=device,
+        precision=precision,
+        backend=backend,
+        kv_dtype=kv_dtype,
+        overwrite=overwrite,
+    )

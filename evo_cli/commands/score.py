@@ -11,6 +11,8 @@ from evo_cli.inference import (
     BackendOption,
     BoxedModelOption,
     DeviceOption,
+    KVDtype,
+    KVDtypeOption,
     MaxTokensOption,
     OverwriteOption,
     Precision,
@@ -118,6 +120,7 @@ def score(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     backend: BackendOption = BackendName.AUTO,
+    kv_dtype: KVDtypeOption = KVDtype.AUTO,
 ) -> None:
     """Score sequences, or variants against a reference, as a table.
 
@@ -163,7 +166,8 @@ def score(
     common = ScoreRequest(
         model=model,
         backend=backend,
-        open=partial(open_replicas, model, device, precision, backend),
+        open=partial(open_replicas, model, device, precision, backend, kv_dtype),
+        kv_dtype=kv_dtype,
         output=output,
         shard=shard,
         overwrite=overwrite,

@@ -17,7 +17,7 @@ from data.reader import read_records
 from evo_cli.embedding.blocks import Block, EmbedOptions, Tally, blocks, embed_block
 from evo_cli.embedding.files import Contents, Format, Stream, format_of, write_embeddings
 from evo_cli.embedding.parts import count_blocks, is_done, read_blocks
-from evo_cli.inference import BackendName, Precision, mark_of, open_replicas, say, warn
+from evo_cli.inference import BackendName, KVDtype, Precision, kv_option, mark_of, open_replicas, say, warn
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.run_folder import RunFolder
 from evo_cli.outputs.stream import check_outputs
@@ -72,7 +72,9 @@ def print_layers(model: str) -> None:
         typer.echo("\t".join([site.name, site.kind, str(config.width), ",".join(site.published) or "-", site.meaning]))
 
 
-def run_embed(request: EmbedRequest, model: str, device: str, precision: Precision, backend: BackendName) -> None:
+def run_embed(
+    request: EmbedRequest, model: str, device: str, precision: Precision, backend: BackendName, kv_dtype: KVDtype
+) -> None:
     """Embed records and write the file.
 
     Raises:
@@ -88,8 +90,8 @@ def run_embed(request: EmbedRequest, model: str, device: str, precision: Precisi
     options = request.options(_config(model))
     if request.layers is None:
         say(f"layer: {', '.join(options.sites)} (--layers chooses others)")
-    replicas = open_replicas(model, device, precision, backend)
-    run = _describe(request, options, replicas, model, backend)
+    replicas = open_replicas(model, device, precision, backend, kv_dtype)
+    run = _describe(request, options, replicas, model, backend, kv_dtype)
     tally = Tally()
     with RunFolder(Path(os.path.realpath(request.output)), run.identity, overwrite=request.overwrite) as folder:
         cut = blocks(chain(head, records), intervals, tally, keep_case=request.keep_case)
@@ -104,7 +106,12 @@ def run_embed(request: EmbedRequest, model: str, device: str, precision: Precisi
 
 
 def _describe(
-    request: EmbedRequest, options: EmbedOptions, replicas: "Replicas", model: str, backend: BackendName
+    request: EmbedRequest,
+    options: EmbedOptions,
+    replicas: "Replicas",
+    model: str,
+    backend: BackendName,
+    kv_dtype: KVDtype,
 ) -> Run:
     return describe_run(
         "embed",
@@ -119,7 +126,8 @@ def _describe(
             "combine": "concat" if options.concat else "mean" if options.both_strands else None,
             "dtype": options.dtype,
             "keep_case": request.keep_case,
-        },
+        }
+        | kv_option(kv_dtype),
     )
 
 

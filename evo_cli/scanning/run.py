@@ -16,7 +16,7 @@ from data.intervals import Interval
 from data.reference import Reference
 from data.regions import Region, Rule, find_regions, write_bed
 from data.tracks import TrackFormat, check_format, write_track
-from evo_cli.inference import BackendName, Precision, mark_of, open_replicas, say
+from evo_cli.inference import BackendName, KVDtype, Precision, kv_option, mark_of, open_replicas, say
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.run_folder import RunFolder
 from evo_cli.outputs.stream import check_outputs
@@ -117,7 +117,14 @@ def check_request(request: Request) -> list[Contig]:
 
 
 def run_scan(
-    request: Request, *, model: str, device: str, precision: Precision, backend: BackendName, overwrite: bool
+    request: Request,
+    *,
+    model: str,
+    device: str,
+    precision: Precision,
+    backend: BackendName,
+    kv_dtype: KVDtype,
+    overwrite: bool,
 ) -> None:
     """Scan a genome, write the tracks, and remove what was kept for going on.
 
@@ -126,7 +133,7 @@ def run_scan(
         Sh2Error: the model cannot be loaded or run.
     """
     contigs = check_request(request)
-    replicas = open_replicas(model, device, precision, backend)
+    replicas = open_replicas(model, device, precision, backend, kv_dtype)
     _remark(contigs, request.options, replicas.config.context)
     options = request.options
     run = describe_run(
@@ -135,7 +142,8 @@ def run_scan(
         model=model,
         backend=backend,
         inputs={"genome": request.genome},
-        options={"tracks": list(options.tracks), "context": options.context, "prepend_eod": options.prepend_eod},
+        options={"tracks": list(options.tracks), "context": options.context, "prepend_eod": options.prepend_eod}
+        | kv_option(kv_dtype),
     )
     with RunFolder(request.prefix, run.identity, overwrite=overwrite) as folder:
         scan = Scan(request.genome, contigs, request.scanned, options, folder.path)

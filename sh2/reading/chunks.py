@@ -78,7 +78,9 @@ def _with_room(state: ModelState, rows: int, tokens: int) -> ModelState:
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(
             f"out of memory: the keys and values of {rows} sequences do not fit, {tokens} tokens before their ends"
-        ).hint("run fewer sequences at once, keep keys and values in FP8, or take a device with more memory") from None
+        ).hint(
+            "run fewer sequences at once, keep keys and values in FP8 (--kv-dtype fp8), or take a larger device"
+        ) from None
 
 
 def read(model: StripedHyena2, ids_BL: Tensor, *, most: int) -> tuple[Tensor, ModelState]:
