@@ -157,7 +157,7 @@ def _load(
     model.use_precision(precision).use_backend(backend).use_kv_dtype(kv_dtype)
     dtype_name = str(model.embedding.weight.dtype).removeprefix("torch.")
     say(f"{name}: {count_parameters(model.config) / 1e6:,.1f}M parameters, {dtype_name}, on {_spread(model, where)}")
-    say_precision(model, chosen=precision is not Precision.AUTO)
+    say_precision(model, asked=precision)
     return model
 
 
@@ -171,7 +171,7 @@ def _spread(model: "StripedHyena2", where: str) -> str:
     return f"{where} (blocks: {', '.join(f'{count} on {device}' for device, count in kept.items())})"
 
 
-def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
+def say_precision(model: "StripedHyena2", *, asked: Precision) -> None:
     """Say in one line in which numbers a model runs, and why."""
     from sh2.fp8 import fp8_lacks, precision_of, products_of
 
@@ -191,7 +191,9 @@ def say_precision(model: "StripedHyena2", *, chosen: bool) -> None:
         )
         return
     reason = f"the model was {'' if trained else 'not '}trained with FP8 input projections"
-    if chosen:
+    if asked in (Precision.FP8, Precision.FP8_EMULATED) and asked != runs:
+        reason = f"{asked} is for the input projections of hyena layers, and it has none"
+    elif asked is not Precision.AUTO:
         reason = f"as asked for; {reason}"
     elif runs == Precision.FP8_EMULATED:
         reason += f" and {fp8_lacks(weight.device, model.config.width)}"

@@ -126,7 +126,16 @@ def speeds_for(plan: Plan, where: str, elsewhere: KnownDevice | None, backend: B
     say("time: a block of each kind is tried here")
     read = plan.prompt if plan.task is Task.GENERATE else plan.length
     tokens = min(read, read if training else plan.chunk) * (1 if plan.task is Task.GENERATE else plan.batch)
-    trial = Trial(plan.config, plan.numbers, device=where, backend=backend, tokens=tokens, rows=rows, training=training)
+    trial = Trial(
+        plan.config,
+        plan.numbers,
+        device=where,
+        backend=backend,
+        tokens=tokens,
+        rows=rows,
+        training=training,
+        streamed=plan.streamed > 0,
+    )
     return trial.run()
 
 

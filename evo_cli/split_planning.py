@@ -46,8 +46,6 @@ def predict_split(request: Request) -> tuple[list[Line], str | None]:
     lines += list(_whole_lines(found, most))
     if short := next((share for share in found.shares if not share.fits), None):
         return lines, _why_not(found, short, most)
-    if found.streamed:
-        say("time: as if no block waited for its weights to be copied from the host's memory")
     speeds = speeds_for(found.plan, here, elsewhere, request.backend)
     return lines + list(time_lines(found.plan, predict_seconds(found.plan, speeds) if speeds else None)), None
 
@@ -85,8 +83,8 @@ def _share_lines(share: Share) -> Iterator[Line]:
 
 
 def _whole_lines(found: Split, most: int) -> Iterator[Line]:
-    if found.streamed:
-        yield "streamed", gib(found.streamed), "GiB a pass"
+    if found.plan.streamed:
+        yield "streamed", gib(found.plan.streamed), "GiB a pass"
     yield "fits", "yes" if found.fits else "no", ""
     yield "longest", str(most), "tokens"
     yield "chunk", str(found.plan.chunk), "tokens"

@@ -95,6 +95,8 @@ def generate(
         raise typer.BadParameter("must be 0, or lie in 1e-6..1e6", param_hint="--temperature")
     if prompt is not None and not (prompt.isascii() and prompt.isprintable()):
         raise typer.BadParameter("must be printable ASCII, without line ends", param_hint="--prompt")
+    if include_prompt and ">" in (prompt or ""):
+        raise typer.BadParameter("`>` begins a record of the FASTA that --include-prompt writes", param_hint="--prompt")
     from data.reader import read_records
     from data.sequence import to_upper_dna
     from data.tokenizer import decode

@@ -12,6 +12,7 @@ _COLD_BYTES = 256 * 2**20  # several times the last-level cache of any GPU
 _MOST_LEADS = 50
 _GPU_BUDGET_SECONDS, _CPU_BUDGET_SECONDS = 0.3, 0.1  # for the repetitions of one call
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2**30, 2**26
+_HOST_COPY_BYTES = 2**29
 _GPU_MATMUL, _CPU_MATMUL = 8192, 1024
 
 Prepare = Callable[[], Callable[[], object]]
@@ -121,6 +122,13 @@ def measure_ceilings(device: str, stopwatch: Stopwatch, dtype: torch.dtype = tor
         copy_bytes_per_second=2 * size / copy.seconds,
         matmul_flops_per_second=matmul_flops_per_second(device, stopwatch, dtype),
     )
+
+
+def host_bytes_per_second(device: str, stopwatch: Stopwatch) -> float:
+    """Time a copy from page-locked memory of the host to a GPU."""
+    source = torch.zeros(_HOST_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device)
+    return _HOST_COPY_BYTES / stopwatch.time(lambda: lambda: target.copy_(source, non_blocking=True)).seconds
 
 
 def matmul_flops_per_second(device: str, stopwatch: Stopwatch, dtype: torch.dtype) -> float:

@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sh2.checkpoint.atomic import replacing
-from sh2.checkpoint.safetensors_file import tensor_bytes, write_safetensors
+from sh2.checkpoint.safetensors_file import write_safetensors
 from sh2.checkpoint.shards import SHARD_BYTES, read_json, read_shards, shard_files, write_index, write_json
-from sh2.checkpoint.tensors import LazyTensor, Progress, Tensors, total_bytes
+from sh2.checkpoint.tensors import LazyTensor, Progress, Tensors, tensor_bytes, total_bytes
 from sh2.config import ModelConfig
 from sh2.errors import Sh2Error
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from sh2.checkpoint.fp8_state import read_scales, write_scales
 from sh2.checkpoint.layout import PublishedLayout, attention_rows, canonical_layout, hyena_rows
-from sh2.checkpoint.safetensors_file import tensor_bytes
-from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors
+from sh2.checkpoint.tensors import LazyTensor, Tensors, check_tensors, tensor_bytes
 from sh2.config import MixerKind, ModelConfig, RotaryFrequencies
 from sh2.mixers.attention import rotary_frequencies
 from sh2.mixers.hyena import decay_window
@@ -64,7 +63,9 @@ def published_to_ours(
     check_tensors(found, {entry.published: entry.shape for entry in table}, label)
     ours: dict[str, LazyTensor] = {}
     for entry in table:
-        lazy = found[entry.published].map(entry.to_ours)
+        lazy = found[entry.published]
+        if entry.to_ours is not _same:  # what is as it was is copied as its file has it
+            lazy = lazy.map(entry.to_ours)
         block, _, last = entry.ours.rpartition(".")
         if last == "log_poles":
             ours[f"{block}.pole_shift"] = _zeros(lazy.shape)
@@ -197,8 +198,8 @@ def _hyena(config: ModelConfig, layout: PublishedLayout, kind: MixerKind) -> Ite
         ours="featurizer_taps",
         published="filter.short_filter_weight",
         shape=(3 * D, 1, K),
-        to_ours=lambda taps_E1K: _reversed(taps_E1K[rows]),
-        to_published=lambda taps_EK: _unreversed(taps_EK[back]),
+        to_ours=lambda taps_E1K: _reversed(_picked(taps_E1K, rows)),
+        to_published=lambda taps_EK: _unreversed(_picked(taps_EK, back)),
     )
     if config.featurizer_bias:
         yield _moved("featurizer_bias", "filter.short_filter_bias", (3 * D,), rows)
@@ -241,18 +242,27 @@ def _moved(ours: str, published: str, shape: tuple[int, ...], rows: Tensor) -> _
         ours=ours,
         published=published,
         shape=shape,
-        to_ours=lambda tensor: tensor[rows],
-        to_published=lambda tensor: tensor[back],
+        to_ours=lambda tensor: _picked(tensor, rows),
+        to_published=lambda tensor: _picked(tensor, back),
     )
+
+
+# of a tensor on meta, `tensor[rows]` and `flip` load sympy, which takes a third of a second
+def _picked(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.index_select(0, rows)
+
+
+def _flipped(taps: Tensor) -> Tensor:
+    return taps.index_select(-1, torch.arange(taps.shape[-1] - 1, -1, -1))
 
 
 def _reversed(taps_C1K: Tensor) -> Tensor:
     """From the last tap on the current token to the first on it, [C, K]."""
-    return taps_C1K.squeeze(1).flip(-1)
+    return _flipped(taps_C1K.squeeze(1))
 
 
 def _unreversed(taps_CK: Tensor) -> Tensor:
-    return taps_CK.flip(-1).unsqueeze(1)
+    return _flipped(taps_CK).unsqueeze(1)
 
 
 def _shape(shape: tuple[int, ...], function: Transform) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sh2.checkpoint.tensors import LazyTensor, Tensors
+from sh2.checkpoint.tensors import LazyTensor, Tensors, fill, tensor_bytes
 from sh2.errors import Sh2Error
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -98,22 +98,13 @@ def _entry(file: Any, path: Path, name: str, place: tuple[int, int], checksum: s
             raw.seek(begin)
             while begin < end:
                 piece = buffer[: end - begin]
-                _fill(raw, piece, path)
+                fill(raw, piece, str(path))
                 found = zlib.crc32(piece, found)
                 begin += len(piece)
                 yield len(piece)
         check(found)
 
     return LazyTensor(tuple(layout.get_shape()), _DTYPES[code], read, layout.__getitem__, pieces)
-
-
-def _fill(raw: Any, piece: memoryview, path: Path) -> None:
-    done = 0
-    while done < len(piece):  # one read gives at most 2 GB
-        count = raw.readinto(piece[done:])
-        if not count:
-            raise Sh2Error(f"{path} was cut short while it was read").hint("copy or download the file again")
-        done += count
 
 
 def write_safetensors(
@@ -160,9 +151,3 @@ def _read(lazy: LazyTensor, name: str) -> Tensor:
     if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
         raise ValueError(f"`{name}` was announced as {lazy.dtype} {lazy.shape}, read as {tensor.dtype} {tensor.shape}")
     return tensor
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
-    flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return memoryview(flat)

@@ -4,13 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sh2.checkpoint.tensors import LazyTensor, Pieces, Tensors
+from sh2.checkpoint.tensors import LazyTensor, Pieces, Tensors, tensor_bytes
 
 _T = TypeVar("_T")
 _THREADS = 8  # each keeps a core busy with checksums
@@ -36,7 +36,7 @@ def copied(lazy: LazyTensor, device: torch.device, dtype: torch.dtype) -> Tensor
         tensor = lazy.read()
         return tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
     whole = torch.empty(lazy.shape, dtype=lazy.dtype)
-    deque(lazy.pieces(memoryview(_bytes(whole))), maxlen=0)
+    deque(lazy.pieces(tensor_bytes(whole)), maxlen=0)
     return whole.to(device=device, dtype=dtype)
 
 
@@ -47,7 +47,7 @@ def _through_staging(lazy: LazyTensor, device: torch.device, dtype: torch.dtype)
     staging: Tensor = _own.staging
     copy = torch.empty(lazy.shape, dtype=dtype, device=device)
     numbers, first = copy.view(-1), 0
-    for size in (lazy.pieces or _of(lazy.read()))(memoryview(_bytes(staging))):
+    for size in (lazy.pieces or _of(lazy.read()))(tensor_bytes(staging)):
         piece = staging[:size].view(lazy.dtype)
         numbers[first : first + piece.numel()].copy_(piece.to(device, non_blocking=True))
         first += piece.numel()
@@ -57,17 +57,13 @@ def _through_staging(lazy: LazyTensor, device: torch.device, dtype: torch.dtype)
 
 def _of(tensor: Tensor) -> Pieces:
     """The pieces of a tensor that is there."""
-    source = _bytes(tensor.contiguous())
+    source = np.asarray(tensor_bytes(tensor))
 
     def pieces(buffer: memoryview) -> Iterator[int]:
-        room = np.frombuffer(buffer, dtype=np.uint8)
+        room = np.asarray(buffer)
         for begin in range(0, source.size, room.size):
             part = source[begin : begin + room.size]
             np.copyto(room[: part.size], part)
             yield part.size
 
     return pieces
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.view(-1).view(torch.uint8).numpy()

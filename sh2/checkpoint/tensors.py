@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from io import RawIOBase
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,26 @@ class LazyTensor:
 
 
 Tensors = Mapping[str, LazyTensor]
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
+    flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def fill(file: RawIOBase, buffer: memoryview, label: str) -> None:
+    """Read as many bytes as a buffer holds.
+
+    Raises:
+        Sh2Error: the file, which errors call `label`, ends before.
+    """
+    done = 0
+    while done < len(buffer):  # one read gives at most 2 GB
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise Sh2Error(f"{label} was cut short while it was read").hint("copy or download the file again")
+        done += count
 
 
 def total_bytes(tensors: Tensors) -> int:

@@ -1,8 +1,9 @@
 """Files of `torch.save`, read and written one tensor at a time. Nothing in a file is ever executed.
 
-A whole file is memory-mapped. A file that was split into parts is read through a seekable view of its parts: torch
-tells where in it every tensor lies (loading under a fake mode reads no values), so neither a joined copy on the disk
-nor the whole model in memory is needed. Writing lays out the file first, with room for the values, and fills it in.
+Torch tells where in a file every tensor lies: of a whole file by mapping it into memory, of one that was split into
+parts by loading it under a fake mode, through a seekable view of the parts. No values are read before they are asked
+for, so neither a joined copy on the disk nor the whole model in memory is needed. Writing lays out the file first, with
+room for the values, and fills it in.
 """
 
 import io
@@ -13,18 +14,18 @@ import re
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.serialization import safe_globals, set_default_mmap_options, skip_data
 
-from sh2.checkpoint.tensors import LazyTensor, Tensors
+from sh2.checkpoint.tensors import LazyTensor, Tensors, fill, tensor_bytes
 from sh2.errors import Sh2Error
 
 # published files keep the FP8 state of some layers as an io.BytesIO, which is bytes with a position; nothing else
@@ -36,39 +37,53 @@ _DATA_DESCRIPTOR = b"PK\x07\x08"
 
 
 def read_torch_file(path: Path) -> dict[str, LazyTensor]:
-    """Open a file of `torch.save`, memory-mapped.
+    """Open a file of `torch.save`.
 
     Raises:
         Sh2Error: the file is truncated, damaged, in the format before torch 1.6, or holds more than tensors.
     """
-    loaded = _load(path, str(path), mapped=True)
-    return {name: LazyTensor.of(tensor) for name, tensor in _tensors(loaded, str(path)).items()}
+    label, addresses = str(path), set[int]()
+
+    def see(storage: UntypedStorage, _: str) -> UntypedStorage:
+        if storage.nbytes():
+            addresses.add(storage.data_ptr())
+        return storage
+
+    loaded = _load(path, label, map_location=see, mmap=True)
+    mapped_at = _mapped_at(path, addresses)
+
+    def lazy(tensor: Tensor) -> LazyTensor:
+        address = tensor.untyped_storage().data_ptr()
+        if mapped_at is None or address not in addresses:
+            return LazyTensor.of(tensor)
+        return _stored((path,), tensor, address - mapped_at, label)
+
+    return {name: lazy(tensor) for name, tensor in _tensors(loaded, label).items()}
 
 
 def read_torch_parts(paths: Sequence[Path]) -> dict[str, LazyTensor]:
     """Open a file of `torch.save` that was cut into parts, given in order; the parts stay as they are.
 
     Raises:
-        Sh2Error: as `read_torch_file`.
+        Sh2Error: as `read_torch_file`, or another program packed the archive.
     """
     label = f"{paths[0]} and the {len(paths) - 1} parts after it"
-    joined: Any = io.BufferedReader(_Parts(paths))
-    with FakeTensorMode():
-        loaded = _load(joined, label, mapped=False)
-    tensors = _tensors(loaded, label)
-    fakes = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
-    _check_offsets(joined, fakes.values(), label)
-    turn = Lock()  # a position is one for all threads
+    with io.BufferedReader(_Parts(paths)) as joined:
+        with FakeTensorMode():
+            loaded = _load(joined, label, map_location="cpu")
+        tensors = _tensors(loaded, label)
+        fakes = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
+        _check_offsets(joined, fakes.values(), label)
     return {
-        name: _stored(joined, turn, tensor, label) if name in fakes else LazyTensor.of(tensor)
+        name: _stored(paths, tensor, _offset(tensor), label) if name in fakes else LazyTensor.of(tensor)
         for name, tensor in tensors.items()
     }
 
 
-def _load(file: Path | BinaryIO, label: str, *, mapped: bool) -> object:
+def _load(file: Path | BinaryIO, label: str, **options: Any) -> object:
     try:
         with safe_globals(_ALLOWED):
-            return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+            return torch.load(file, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"`{culprit[1]}`" if culprit else "an object"
@@ -114,9 +129,8 @@ def _check_offsets(file: BinaryIO, fakes: Iterable[Tensor], label: str) -> None:
     would be read from the wrong places without a word.
     """
     with zipfile.ZipFile(file) as archive:
-        numbered = [(entry, re.search(r"/data/(\d+)$", entry.filename)) for entry in archive.infolist()]
-        by_number = sorted((int(match[1]), entry.header_offset) for entry, match in numbered if match)
-        computed = any(entry.filename.endswith("/.format_version") for entry, _ in numbered)
+        by_number = sorted((int(entry.filename.rpartition("/")[2]), entry.header_offset) for entry in _data(archive))
+        computed = any(entry.filename.endswith("/.format_version") for entry in archive.infolist())
     begins = [_data_begin(file, header) for _, header in by_number]
     in_order = begins == sorted(begins)
     if (computed and not in_order) or not {_offset(fake) for fake in fakes if fake.numel()} <= set(begins):
@@ -125,24 +139,47 @@ def _check_offsets(file: BinaryIO, fakes: Iterable[Tensor], label: str) -> None:
         )
 
 
-def _stored(file: Any, turn: Lock, fake: Tensor, label: str) -> LazyTensor:
-    """A tensor whose values lie in the file where torch says."""
-    shape, stride, dtype = tuple(fake.shape), fake.stride(), fake.dtype
-    begin = _offset(fake) + fake.storage_offset() * dtype.itemsize
+def _mapped_at(path: Path, addresses: set[int]) -> int | None:
+    """The address of a mapped file, from those of all its storages; None if they do not lie as its directory says."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        begins = {_data_begin(file, entry.header_offset) for entry in _data(archive) if entry.file_size}
+    if not addresses or not begins:
+        return None
+    start = min(addresses) - min(begins)
+    return start if {address - start for address in addresses} == begins else None
+
+
+def _data(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The entries that are storages."""
+    return [entry for entry in archive.infolist() if re.search(r"/data/\d+$", entry.filename)]
+
+
+def _stored(paths: Sequence[Path], layout: Tensor, storage: int, label: str) -> LazyTensor:
+    """A tensor in a storage of a file, laid out as another; read, not mapped: to map a page can cost more than to copy.
+
+    Args:
+        storage: where it begins.
+    """
+    shape, stride, dtype = tuple(layout.shape), layout.stride(), layout.dtype
+    begin = storage + int(layout.storage_offset()) * dtype.itemsize
     items = 0 if 0 in shape else 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
 
-    def read() -> Tensor:
-        if not items:
-            return torch.empty(shape, dtype=dtype)
-        data = bytearray(items * dtype.itemsize)
-        with turn:
+    def pieces(buffer: memoryview) -> Iterator[int]:
+        left = items * dtype.itemsize
+        with _Parts(paths) as file:
             file.seek(begin)
-            count = file.readinto(data)
-        if count < len(data):
-            raise Sh2Error(f"{label} are truncated: a tensor ends after the last part")
-        return torch.frombuffer(data, dtype=dtype).as_strided(shape, stride)
+            while left:
+                piece = buffer[:left]
+                fill(file, piece, label)
+                left -= len(piece)
+                yield len(piece)
 
-    return LazyTensor(shape, dtype, read)
+    def read() -> Tensor:
+        values = torch.empty(items, dtype=dtype)
+        deque(pieces(tensor_bytes(values)), maxlen=0)
+        return values.as_strided(shape, stride) if items else values.view(shape)
+
+    return LazyTensor(shape, dtype, read, pieces=pieces if layout.is_contiguous() else None)
 
 
 class _Parts(io.RawIOBase):

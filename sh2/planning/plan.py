@@ -46,8 +46,8 @@ class Plan:
     batch: sequences at once: records that share a batch, samples of one prompt, windows of a forward pass in training.
     accumulation, recompute: in training, forward passes of an update, and what their backwards make again.
     room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
-    piece, held: tokens of a row that are run at once, and memory of the weights in bytes, where these do not follow
-    from one device alone (`sh2.planning.split`).
+    piece, held, streamed: tokens of a row that are run at once, memory of the weights, and bytes of weights that every
+    pass copies from the host's memory, where these do not follow from one device alone (`sh2.planning.split`).
     """
 
     config: ModelConfig
@@ -63,6 +63,7 @@ class Plan:
     gpu: bool
     piece: int | None = None
     held: int | None = None
+    streamed: int = 0
 
     @property
     def chunk(self) -> int:
@@ -273,7 +274,14 @@ def _reading(plan: Plan, speeds: Speeds, length: int) -> float:
     seconds = sum(count * _piece(plan, speeds, tokens) for count, tokens in pieces)
     own = whole * _attention_flops(plan, chunk) + _attention_flops(plan, rest)
     past = _attention_flops(plan, length) - own
-    return seconds + rows * (own / speeds.attention_flops_per_second + past / speeds.past_flops_per_second)
+    seconds += rows * (own / speeds.attention_flops_per_second + past / speeds.past_flops_per_second)
+    # what is streamed is copied while the blocks run
+    return max(seconds, (whole + bool(rest)) * _copying(plan, speeds))
+
+
+def _copying(plan: Plan, speeds: Speeds) -> float:
+    """Seconds of a pass that nothing but the copying of streamed weights would take."""
+    return plan.streamed / speeds.host_bytes_per_second
 
 
 def _piece(plan: Plan, speeds: Speeds, tokens: int) -> float:
@@ -291,7 +299,7 @@ def _writing(plan: Plan, speeds: Speeds) -> float:
     mean = (plan.length + plan.prompt) / 2
     cache = plan.batch * plan.kv_bytes(1) * mean
     step = sum(speeds.step[kind] for kind in plan.config.kinds) + speeds.written
-    return steps * (step + cache / speeds.copy_bytes_per_second)
+    return steps * max(step + cache / speeds.copy_bytes_per_second, _copying(plan, speeds))
 
 
 def total_flops(plan: Plan) -> int:

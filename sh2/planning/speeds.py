@@ -3,6 +3,7 @@
 # B batch, L length, D width
 
 import gc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sh2.bench.generate import time_decoding
 from sh2.bench.models import random_model
-from sh2.bench.timing import Ceilings, Stopwatch, measure_ceilings
+from sh2.bench.timing import Ceilings, Stopwatch, host_bytes_per_second, measure_ceilings
 from sh2.config import MixerKind, ModelConfig
 from sh2.fp8 import Precision
 from sh2.mixers.attention import attend
@@ -56,6 +57,7 @@ class Speeds:
     attention_flops_per_second: float
     past_flops_per_second: float  # the same, of new tokens with those of earlier pieces
     copy_bytes_per_second: float  # read plus written
+    host_bytes_per_second: float = math.inf  # from page-locked memory, where weights are streamed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,7 @@ class KnownDevice:
     ceilings: Ceilings
     attention_flops_per_second: float
     past_flops_per_second: float
+    host_bytes_per_second: float
     floors: Mapping[MixerKind, float]  # time of an operator over that of copying its four tensors
     source: str
 
@@ -82,6 +85,7 @@ KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
             ceilings=Ceilings(copy_bytes_per_second=3.02e12, matmul_flops_per_second=725e12),
             attention_flops_per_second=619e12,
             past_flops_per_second=649e12,
+            host_bytes_per_second=55e9,
             floors={MixerKind.HYENA_SE: 1.08, MixerKind.HYENA_MR: 1.26, MixerKind.HYENA_LI: 1.95},
             source="ceilings measured on one H100: 3.02 TB/s, 725 TFLOP/s in bf16; launches are not counted",
         )
@@ -123,6 +127,7 @@ def speeds_of(device: KnownDevice, config: ModelConfig, numbers: Numbers, *, row
         attention_flops_per_second=device.attention_flops_per_second / times,
         past_flops_per_second=device.past_flops_per_second / times,
         copy_bytes_per_second=copy,
+        host_bytes_per_second=device.host_bytes_per_second,
     )
 
 
@@ -150,15 +155,17 @@ class Trial:
         tokens: int,
         rows: int = 0,
         training: bool = False,
+        streamed: bool = False,
     ) -> None:
         """Prepare to try blocks.
 
         Args:
             tokens: of a piece, all rows together; fewer are tried where so many take more than a moment.
             rows: that are written together; 0 tries no steps. training: try a backward with the forward.
+            streamed: try copies from the host's memory to a GPU.
         """
         self._config, self._numbers, self._device, self._backend = config, numbers, device, backend
-        self._rows, self._training = rows, training
+        self._rows, self._training, self._streamed = rows, training, streamed
         self._stopwatch = Stopwatch(device, least=1)
         budget = _GPU_TRIAL_FLOPS if torch.device(device).type == "cuda" else _CPU_TRIAL_FLOPS
         costs = [_flops_of_a_token(config, kind) for kind in set(config.kinds)]
@@ -188,6 +195,9 @@ class Trial:
             attention_flops_per_second=attention,
             past_flops_per_second=past,
             copy_bytes_per_second=measure_ceilings(self._device, self._stopwatch).copy_bytes_per_second,
+            host_bytes_per_second=(
+                host_bytes_per_second(self._device, self._stopwatch) if self._streamed else math.inf
+            ),
         )
 
     def _model(self, layout: str) -> StripedHyena2:

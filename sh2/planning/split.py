@@ -34,11 +34,10 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """A task over devices. plan: of the whole model, with the pieces that it runs in. streamed: bytes a pass."""
+    """A task over devices. plan: of the whole model, with the pieces that it runs in and the bytes that it streams."""
 
     plan: Plan
     shares: tuple[Share, ...]
-    streamed: int
 
     @property
     def fits(self) -> bool:
@@ -67,9 +66,9 @@ def split(plan: Plan, devices: Sequence[torch.device], rooms: Sequence[int | Non
         held[placement.home] += 2 * max(streamed) + max(sizes[block] for block in placement.streamed) - max(streamed)
         held[HOST] = sum(streamed)
     gpus = [replace(plan, room=known[one] or 0, held=size) for one, size in held.items() if one.type == "cuda"]
-    plan = replace(plan, piece=min((one.chunk for one in gpus), default=plan.chunk))
+    plan = replace(plan, piece=min((one.chunk for one in gpus), default=plan.chunk), streamed=sum(streamed))
     shares = [_share(plan, placement, device, known[device], size) for device, size in held.items()]
-    return Split(plan=plan, shares=tuple(shares), streamed=sum(streamed))
+    return Split(plan=plan, shares=tuple(shares))
 
 
 def _held(placement: Placement, sizes: Sequence[int], rest: int) -> dict[torch.device, int]:

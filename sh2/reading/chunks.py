@@ -79,7 +79,8 @@ def _with_room(state: ModelState, rows: int, tokens: int) -> ModelState:
         raise OutOfMemoryError(
             f"out of memory: the keys and values of {rows} sequences do not fit, {tokens} tokens before their ends"
         ).hint(
-            "run fewer sequences at once, keep keys and values in FP8 (--kv-dtype fp8), or take a larger device"
+            "run fewer sequences at once, keep keys and values in FP8 (`use_kv_dtype`, --kv-dtype fp8), or on a device"
+            " with more memory"
         ) from None
 
 

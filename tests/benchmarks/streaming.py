@@ -1,6 +1,6 @@
 """Time a model whose weights in bf16 do not all fit the GPU, or that lies on several, made at random; one JSON line.
 
-python tests/benchmarks/streaming.py --preset evo2_40b --device cuda:0+cpu --lengths 8192 32768
+python tests/benchmarks/streaming.py --preset evo2_40b --device cuda:0+cpu --lengths 8192 32768 --room 79
 python tests/benchmarks/streaming.py --preset evo2_40b --device cuda --fp8-weights --tokens 64
 
 A pass over each length with its state, then single tokens. Weights are made as they are placed: neither a file nor
@@ -18,7 +18,7 @@ from sh2.checkpoint import Model
 from sh2.checkpoint.loading import build
 from sh2.checkpoint.tensors import LazyTensor, stays_float32
 from sh2.config import ModelConfig
-from sh2.devices.placement import parse_devices
+from sh2.devices.placement import free_bytes, parse_devices
 from sh2.fp8 import precision_of
 from sh2.model import StripedHyena2
 from sh2.presets import preset
@@ -58,9 +58,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0+cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32_768])
     parser.add_argument("--tokens", type=int, default=8, help="single tokens to run after the passes")
+    parser.add_argument("--room", type=float, help="GiB of the first GPU to use; the rest of what is free is held")
     parser.add_argument("--fp8-weights", action="store_true", help="keep the weights of linear layers in FP8")
     options = parser.parse_args()
     devices = parse_devices(options.device)
+    ballast = 0
+    if options.room is not None:
+        ballast = max(0, free_bytes(devices[0]) - int(options.room * 2**30))
+        held = torch.empty(ballast, dtype=torch.uint8, device=devices[0])  # noqa: F841, kept to the end
     begin = time.perf_counter()
     source = random_source(preset(options.preset), devices[0])
     model = build(source, devices, label=options.preset, fp8_weights=options.fp8_weights)
@@ -86,8 +91,9 @@ def main() -> None:
     synchronize(devices)
     row["decode_tokens_per_second"] = round(options.tokens / (time.perf_counter() - begin), 2)
     if devices[0].type == "cuda":
-        row["peak_gib"] = round(torch.cuda.max_memory_allocated(devices[0]) / 2**30, 2)
+        row["peak_gib"] = round((torch.cuda.max_memory_allocated(devices[0]) - ballast) / 2**30, 2)
         row["gpu"] = torch.cuda.get_device_name(devices[0])
+        row["room_gib"] = options.room
     row |= {"torch": torch.__version__, "command": " ".join(sys.argv)}
     sys.stdout.write(json.dumps(row) + "\n")
 

@@ -138,6 +138,10 @@ def test_keys_and_values_in_fp8_are_said_in_the_header(model_folder: Path) -> No
     ("arguments", "message"),
     [
         (("--kv-dtype", "fp4"), "'fp4' is not one of 'auto', 'fp8'."),
+        (
+            ("--include-prompt", "--prompt", "AC>GT"),
+            "Invalid value for --prompt: `>` begins a record of the FASTA that --include-prompt writes",
+        ),
         (("--min-p", 1.5), "Invalid value for --min-p: must lie in 0..1, not 1.5"),
         (("--min-p", "nan"), "Invalid value for --min-p: must lie in 0..1, not nan"),
         (("--forbid", "GAATTC,GANTC"), "--forbid: a motif must be of A, C, G and T, one or more, not `GANTC`"),

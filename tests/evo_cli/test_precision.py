@@ -67,6 +67,14 @@ def test_a_model_that_was_not_trained_in_fp8_runs_plainly_and_unmarked(
     assert "precision" not in result.stdout
 
 
+def test_fp8_that_has_nothing_to_round_says_so(tmp_path: Path, fasta: Path) -> None:
+    save_model(StripedHyena2(replace(TINY, layout="**")), tmp_path / "transformer")
+    result = evo("score", fasta, "-m", tmp_path / "transformer", "--device", "cpu", "--precision", "fp8-emulated")
+    assert precision_lines(result.stderr) == [
+        "precision: fp32 (fp8-emulated is for the input projections of hyena layers, and it has none)"
+    ]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_plain_numbers_of_a_model_trained_in_fp8_are_marked_everywhere(
     tmp_path: Path, fp8_folder: Path, fasta: Path, precision: str

@@ -6,9 +6,9 @@ from threading import Barrier
 import pytest
 import torch
 
-from sh2.checkpoint.safetensors_file import read_safetensors, tensor_bytes, write_safetensors
+from sh2.checkpoint.safetensors_file import read_safetensors, write_safetensors
 from sh2.checkpoint.staging import copied, map_tensors
-from sh2.checkpoint.tensors import LazyTensor
+from sh2.checkpoint.tensors import LazyTensor, tensor_bytes
 from sh2.errors import Sh2Error
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sh2.checkpoint.tensors import LazyTensor
+from sh2.checkpoint.tensors import LazyTensor, tensor_bytes
 from sh2.checkpoint.torch_file import read_torch_file, read_torch_parts, write_torch_file
 from sh2.errors import Sh2Error
 
@@ -56,6 +56,28 @@ def test_parts_are_read_without_joining_them(tmp_path: Path, count: int) -> None
     torch.save(some_tensors(), tmp_path / "m.pt")
     assert_same(read_torch_parts(cut(tmp_path / "m.pt", count)), some_tensors())
     assert len(list(tmp_path.iterdir())) == count
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_lies_in_one_piece_is_read_in_buffers(tmp_path: Path, count: int) -> None:
+    torch.save(some_tensors(), tmp_path / "m.pt")
+    whole = read_torch_file(tmp_path / "m.pt")
+    read = whole if count == 1 else read_torch_parts(cut(tmp_path / "m.pt", count))
+    assert [name for name, lazy in read.items() if lazy.pieces is None and lazy.nbytes] == ["transposed"]
+    buffer = memoryview(bytearray(16))
+    for name, lazy in read.items():
+        if lazy.pieces is not None:
+            found = b"".join(bytes(buffer[:size]) for size in lazy.pieces(buffer))
+            assert found == bytes(tensor_bytes(some_tensors()[name])), name
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    torch.save(some_tensors(), tmp_path / "m.pt")
+    read = read_torch_file(tmp_path / "m.pt")
+    with (tmp_path / "m.pt").open("r+b") as file:
+        file.truncate(500)
+    with pytest.raises(Sh2Error, match=r"m\.pt was cut short while it was read"):
+        [lazy.read() for lazy in read.values()]
 
 
 def repacked(path: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:

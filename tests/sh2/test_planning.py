@@ -144,6 +144,21 @@ def test_time_is_the_sum_of_the_parts() -> None:
     assert predict_seconds(plan(config, Task.EMBED, 8192), FLAT).total == pytest.approx(whole - 8192e-7)
 
 
+def test_a_pass_waits_for_weights_that_take_longer_to_copy_than_it_runs() -> None:
+    config = preset("debug")
+    read, written = plan(config, Task.SCORE, 10_000), plan(config, Task.GENERATE, 300, prompt=100)
+    own = [predict_seconds(one, FLAT) for one in (read, written)]
+    # of blocks that are copied in half a second, a piece, or a token, takes no less
+    slow = replace(FLAT, host_bytes_per_second=2e6)
+    streamed = [predict_seconds(replace(one, streamed=10**6), slow) for one in (read, written)]
+    assert own[0].total < 1
+    assert streamed[0].total == pytest.approx(2 * 0.5)
+    assert (streamed[1].reading, streamed[1].writing) == pytest.approx((0.5, 200 * 0.5))
+    # and where they are copied in less time than it runs, no more
+    fast = replace(FLAT, host_bytes_per_second=2e12)
+    assert [predict_seconds(replace(one, streamed=10**6), fast) for one in (read, written)] == own
+
+
 def test_limits_of_another_device_bound_what_was_measured_there() -> None:
     # the published code's forward ran at 28,308 tokens a second, a compiled Transformer's update at 52,827
     h100 = KNOWN_DEVICES["h100"]

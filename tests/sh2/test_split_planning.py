@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sh2
+from sh2.bench.timing import Stopwatch
 from sh2.checkpoint import loading, save_model
 from sh2.config import ModelConfig
 from sh2.devices.placement import HOST, place
@@ -15,7 +16,8 @@ from sh2.errors import Sh2Error
 from sh2.fp8 import pack_layers
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import Numbers
-from sh2.planning.plan import Plan, Task, predict_memory, runtime_bytes
+from sh2.planning.plan import Plan, Task, predict_memory, predict_seconds, runtime_bytes
+from sh2.planning.speeds import Trial
 from sh2.planning.split import split
 from sh2.presets import preset
 
@@ -59,7 +61,7 @@ def test_every_gpu_holds_the_tensors_that_are_placed_there(name: str, count: int
     found = split(plan(config, numbers=numbers), GPUS[:count], [room] * count)
     assert {share.device: share.memory.weights for share in found.shares} == held
     assert [share.blocks for share in found.shares] == [placement.blocks.count(gpu) for gpu in GPUS[:count]]
-    assert (found.streamed, found.fits) == (0, True)
+    assert (found.plan.streamed, found.fits) == (0, True)
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -77,7 +79,7 @@ def test_a_gpu_and_the_host_hold_what_streaming_leaves_to_them(gigabytes: int, t
     gpu, host = found.shares
     kept = sum(size for block, size in enumerate(with_codes) if block not in placement.streamed)
     assert gpu.memory.weights == pytest.approx(rest + kept + 2 * max(streamed) + max(codes), abs=max(sizes) / 50)
-    assert (host.memory.total, host.fits, found.streamed) == (sum(streamed), True, sum(streamed))
+    assert (host.memory.total, host.fits, found.plan.streamed) == (sum(streamed), True, sum(streamed))
     assert (gpu.blocks, host.blocks) == (config.num_layers, 0)
 
 
@@ -113,8 +115,8 @@ def test_a_model_over_one_device_twice_is_on_it_once() -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_streaming_takes_the_memory_that_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, length = preset("350m"), 512
+def test_gpu_streaming_takes_what_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, length = preset("350m"), 1024
     save_model(StripedHyena2(config).bfloat16(), tmp_path / "model")
     free = 500 * 10**6
     monkeypatch.setattr(loading, "free_bytes", lambda _: free)
@@ -123,5 +125,9 @@ def test_gpu_streaming_takes_the_memory_that_was_predicted(tmp_path: Path, monke
     sh2.score(model, [np.full(length, 65)])
     found = split(plan(config, length), [GPUS[0], HOST], [free + runtime_bytes(True), None])
     memory = found.shares[0].memory
-    assert found.streamed
+    assert found.plan.streamed
     assert memory.total - memory.runtime == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+    # copies alone: blocks this small run in less time
+    speeds = Trial(config, found.plan.numbers, device="cuda", backend="auto", tokens=length, streamed=True).run()
+    took = Stopwatch("cuda").time(lambda: lambda: sh2.score(model, [np.full(length, 65)])).seconds
+    assert predict_seconds(found.plan, speeds).total == pytest.approx(took, rel=0.2)
