@@ -37,8 +37,8 @@ def plan(
         str,
         typer.Option(
             "--device",
-            help="auto, cpu, cuda, cuda:N; or h100, which need not be here. cuda:0+cuda:1, h100+h100: one model over"
-            " both. cuda:0+cpu, h100+cpu: what does not fit the GPU is streamed to it.",
+            help="auto, cpu, cuda, cuda:N; or h100 or h200, which need not be here. cuda:0+cuda:1, h100+h100: one"
+            " model over both. cuda:0+cpu, h100+cpu: what does not fit the GPU is streamed to it.",
         ),
     ] = "auto",
     memory: Annotated[

@@ -74,9 +74,9 @@ class KnownDevice:
     source: str
 
 
-# One H100 80GB HBM3, torch 2.11, bf16: copies 3.02 TB/s, 8192^3 products 723 to 731 TFLOP/s; the operators at
-# 32,768 x 4,096, as `evo bench ops` measured them; cuDNN's attention of 32 heads of 128, 8,192 tokens causally 0.89 ms,
-# and 65,536 before them 13.56 ms
+# One of each, torch 2.11, bf16: 8192^3 products of 723 to 731 TFLOP/s on the H100, of 727 to 763 on the H200; the
+# operators at 32,768 x 4,096, as `evo bench ops` measured them; cuDNN's attention of 32 heads of 128, 8,192 tokens
+# causally 0.89 ms on both, and 65,536 before them 13.56 and 14.13 ms. The host's link is an H200's.
 KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
     {
         "h100": KnownDevice(
@@ -88,7 +88,17 @@ KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
             host_bytes_per_second=55e9,
             floors={MixerKind.HYENA_SE: 1.08, MixerKind.HYENA_MR: 1.26, MixerKind.HYENA_LI: 1.95},
             source="ceilings measured on one H100: 3.02 TB/s, 725 TFLOP/s in bf16; launches are not counted",
-        )
+        ),
+        "h200": KnownDevice(
+            name="H200 141GB HBM3e",
+            memory_bytes=139 * 2**30,
+            ceilings=Ceilings(copy_bytes_per_second=4.26e12, matmul_flops_per_second=745e12),
+            attention_flops_per_second=620e12,
+            past_flops_per_second=622e12,
+            host_bytes_per_second=55e9,
+            floors={MixerKind.HYENA_SE: 1.10, MixerKind.HYENA_MR: 1.78, MixerKind.HYENA_LI: 2.54},
+            source="ceilings measured on one H200: 4.26 TB/s, 745 TFLOP/s in bf16; launches are not counted",
+        ),
     }
 )
 

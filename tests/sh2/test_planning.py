@@ -173,6 +173,19 @@ def test_limits_of_another_device_bound_what_was_measured_there() -> None:
     assert 8192 / predict_seconds(plan(twin, Task.TRAIN, 8192), update).total == pytest.approx(52_827, rel=0.2)
 
 
+def test_limits_of_another_device_are_near_what_was_measured_there() -> None:
+    """The H200's rows of `tests/benchmarks/results/2026-12-01_h200_bench_*.jsonl`."""
+    h200, numbers = KNOWN_DEVICES["h200"], Numbers(dtype="bf16")
+    config = preset("evo2_7b_base")
+    speeds = speeds_of(h200, config, numbers, rows=0, training=False)
+    for length, measured in ((8192, 47_213), (131_072, 32_466)):
+        predicted = length / predict_seconds(plan(config, Task.SCORE, length, room=139 * 2**30), speeds).total
+        assert predicted == pytest.approx(measured, rel=0.15)
+    update = speeds_of(h200, preset("1b"), numbers, rows=0, training=True)
+    predicted = 8192 / predict_seconds(plan(preset("1b"), Task.TRAIN, 8192), update).total
+    assert predicted == pytest.approx(65_500, rel=0.15)
+
+
 def test_half_the_ceilings_take_twice_the_time() -> None:
     config, numbers = preset("evo2_1b_base"), Numbers(dtype="bf16")
     h100 = KNOWN_DEVICES["h100"]
