@@ -127,6 +127,7 @@ def markov(
     train: Annotated[
         Path | None, typer.Option("--train", help="What to count on: a store's train split, or a FASTA file.")
     ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the bits by order.")] = None,
 ) -> None:
     """Print the bits per base of static Markov models, as TSV.
 
@@ -135,25 +136,31 @@ def markov(
 
     \b
     Examples:
-      evo eval markov genome.h5
+      evo eval markov genome.h5 --plot orders.png
       evo eval markov genome.fa --train others.fa --order 11
     """
     from data.markov import MAX_ORDER, markov_bits_per_base
     from data.sequence import IS_BASE
     from evo_cli.evaluation.held_out import is_store, read_stretches
+    from evo_cli.evaluation.markov_plot import plot_orders
+    from evo_cli.outputs.stream import check_outputs
 
     if order and max(order) > MAX_ORDER:
         raise typer.BadParameter(f"must be 0 to {MAX_ORDER}, not {max(order)}", param_hint="--order")
     if train is None and input.exists() and not is_store(input):
         raise typer.BadParameter(f"{input} has no train split: say what to count on", param_hint="--train")
+    check_outputs([plot], [input, *([train] if train else [])])
     tested = read_stretches(input, split)
     counted = read_stretches(train or input, "train")
     _warn_of_copies(tested, counted, "--train")
     bases = sum(int(IS_BASE[stretch].sum()) for stretch in tested)
+    bits = {}
     typer.echo("model\tsplit\tbases\tbits_per_base")
     for one in order or range(1, 9):
-        bits = markov_bits_per_base(counted, tested, one)
-        typer.echo(f"markov-{one}\t{_split(input, split)}\t{bases}\t{bits:.4f}")
+        bits[one] = markov_bits_per_base(counted, tested, one)
+        typer.echo(f"markov-{one}\t{_split(input, split)}\t{bases}\t{bits[one]:.4f}")
+    if plot is not None:
+        plot_orders(bits, plot, title=f"{input}: static Markov models of {train or 'its train split'}")
 
 
 @evaluate.command()

@@ -97,7 +97,9 @@ def match(
         else:
             kept.append((found[key], fields[label], (fields[by] or "NA") if by else ""))
     if not kept and not unscored:
-        raise DataError(f"{labels}: none of its {unlabelled} alleles has a {label}")
+        raise DataError(f"{labels}: none of its {unlabelled} alleles has a {label}").hint(
+            "`--label` is the name of the INFO field, or of the column, that is known"
+        )
     if not kept:
         raise DataError(f"{labels}: none of its {unscored} labelled alleles has a score in {scores}").hint(
             "contigs, positions, REF and ALT must be written alike in both"

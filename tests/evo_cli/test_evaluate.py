@@ -44,8 +44,9 @@ def test_perplexity_counts_every_true_base_of_the_split_once(store: Path, model_
     assert float(row["bits_per_base"]) == pytest.approx(total / bases / math.log(2), abs=2e-4)
 
 
-def test_markov_is_measured_on_the_same_bases(store: Path) -> None:
-    result = evo("eval", "markov", store, "--order", 2, "--order", 0)
+def test_markov_is_measured_on_the_same_bases(store: Path, tmp_path: Path) -> None:
+    result = evo("eval", "markov", store, "--order", 2, "--order", 0, "--plot", tmp_path / "orders.png")
+    assert (tmp_path / "orders.png").read_bytes().startswith(b"\x89PNG")
     table = rows(result.stdout)
     assert [row["model"] for row in table] == ["markov-2", "markov-0"]
     want = markov_bits_per_base(stretches(store, "train"), stretches(store, "valid"), 2)
