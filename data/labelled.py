@@ -8,7 +8,7 @@ one, so that nothing that is tested was trained on. Knows nothing of what labels
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -35,19 +35,23 @@ class Example:
     split: Split | None
 
 
-def read_examples(sequences: Path, labels: Path | None = None) -> list[Example]:
+def read_examples(
+    sequences: Path, labels: Path | None = None, told: Callable[[str], None] = lambda _: None
+) -> list[Example]:
     """Read labelled sequences.
 
     Args:
         sequences: without `labels`, a table, plain or gzip, tab- or comma-separated: columns `sequence`, `label` and,
             if they are there, `name` and `split` (train, valid or test); or, without a header, a sequence and a label a
             line. With it, a file of records.
-        labels: a table of `name` (or id, or record) and `label`; or a name and a label a line. Each record has one.
+        labels: a table of `name` (or id, or record) and `label`; or a name and a label a line. Records that it does not
+            have are left out.
+        told: called with a sentence where records are left out.
 
     Raises:
         DataError: a file cannot be read; names the line and what is wrong with it.
     """
-    found = list(_of_table(sequences) if labels is None else _of_records(sequences, labels))
+    found = list(_of_table(sequences) if labels is None else _of_records(sequences, labels, told))
     if not found:
         raise DataError(f"{labels or sequences}: no labelled sequence: the file is empty")
     return found
@@ -66,7 +70,7 @@ def _of_table(path: Path) -> Iterator[Example]:
         yield _example(path, number, row, name, sequence)
 
 
-def _of_records(sequences: Path, labels: Path) -> Iterator[Example]:
+def _of_records(sequences: Path, labels: Path, told: Callable[[str], None]) -> Iterator[Example]:
     records = {}
     for record in read_records(sequences):
         if record.name in records:
@@ -85,6 +89,9 @@ def _of_records(sequences: Path, labels: Path) -> Iterator[Example]:
             raise DataError(f"{labels}: line {number}: `{name}` has a label already")
         labelled.add(name)
         yield _example(labels, number, row, name, records[name])
+    if others := [name for name in records if name not in labelled]:
+        left = f"{len(others):,} of {len(records):,} records of {sequences}"
+        told(f"{left} have no label in {labels}: `{others[0]}` first")
 
 
 def _example(path: Path, number: int, row: Mapping[str, str], name: str, sequence: bytes) -> Example:

@@ -65,8 +65,10 @@ def finetune(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="With --train: sequences an update.")] = 16,
     lora_rank: Annotated[int, typer.Option("--lora-rank", min=1, help="Rank of adapters.")] = 8,
     lora_alpha: Annotated[float, typer.Option("--lora-alpha", help="Scales their products, over rank.")] = 16.0,
-    valid: Annotated[float, typer.Option("--valid", help="Share for validation, where no column says it.")] = 0.1,
-    test: Annotated[float, typer.Option("--test", help="Share for test, where no column says it.")] = 0.1,
+    valid: Annotated[
+        float, typer.Option("--valid", min=0, max=1, help="Share for validation, where no column says it.")
+    ] = 0.1,
+    test: Annotated[float, typer.Option("--test", min=0, max=1, help="Share for test, where no column says it.")] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides shares and the order of examples.")] = 0,
     recompute: Annotated[
         str, typer.Option("--recompute", help="With --train: none, selective, full or nested, as in `evo train`.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 
@@ -24,7 +25,12 @@ class Measure:
     def row(self) -> list[str]:
         """The cells of `COLUMNS`."""
         numbers = (self.estimate.value, self.estimate.low, self.estimate.high)
-        return [self.split.value, str(self.examples), self.metric, *(f"{number:.4f}" for number in numbers)]
+        return [
+            self.split.value,
+            str(self.examples),
+            self.metric,
+            *("NA" if isnan(number) else f"{number:.4f}" for number in numbers),
+        ]
 
 
 def measure(split: Split, outputs_nc: Floats, values_n: Floats, *, classes: int, seed: int) -> Iterator[Measure]:

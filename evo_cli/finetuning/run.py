@@ -7,6 +7,7 @@ RUN/metrics.tsv          how well it does on the parts that it was not trained o
 RUN/run.json             what made it
 """
 
+import os
 import shlex
 import shutil
 import sys
@@ -23,9 +24,10 @@ from data.labelled import Example, read_examples, split_examples
 from data.store import Split
 from evo_cli.finetuning.metrics import COLUMNS, Measure, measure
 from evo_cli.finetuning.vectors import Vectors
-from evo_cli.inference import BackendName, Precision, open_replicas, resolve_devices, say
+from evo_cli.inference import BackendName, Precision, open_replicas, resolve_devices, say, warn
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.progress import counter
+from evo_cli.training.processes import one_voice
 from sh2.checkpoint import load, save_model
 from sh2.checkpoint.adapters import save_adapters
 from sh2.checkpoint.source import open_model
@@ -33,10 +35,12 @@ from sh2.config import Lora
 from sh2.errors import Sh2Error
 from sh2.heads import Head, Targets, Task, fit_head, save_head, task_of
 from sh2.lora import add_adapters
+from sh2.parallel.processes import find_place
 from sh2.reading.sites import find_sites
+from sh2.recompute import Recompute
 from sh2.tokens import as_rows
 from sh2.train.config import Precision as TrainPrecision
-from sh2.train.config import TrainConfig
+from sh2.train.config import TrainConfig, read_value
 from sh2.train.finetune import Epoch, Labelled, finetune
 from sh2.train.folder import RunFolder
 from sh2.train.records import write_atomically, write_json
@@ -111,6 +115,10 @@ def run_finetune(request: FinetuneRequest, place: Place) -> list[Measure]:
         DataError: the examples cannot be read or divided.
         Sh2Error: the labels, the model or the folder do not allow it, or training diverged.
     """
+    with one_voice(find_place(os.environ)) as meeting:
+        if meeting.place is not None:
+            raise Sh2Error("a head, and a model with it, are trained in one process").hint("start without torchrun")
+    settings = _settings(request, place)
     data = read_data(request)
     config = open_model(place.model).config
     word = request.layer if request.layer is not None else str(config.num_layers * 3 // 4)
@@ -123,7 +131,7 @@ def run_finetune(request: FinetuneRequest, place: Place) -> list[Measure]:
         head = _fit(replicas, data, vectors)
         if request.trained is not Trained.HEAD:
             del replicas  # the memory is for the one that is trained
-            head = _train(request, place, data, head, folder)
+            head = _train(request, place, settings, data, head, folder)
             place = replace(place, model=str(folder.model))
             replicas = place.open()
         run = _describe(request, place, replicas, layer)
@@ -138,10 +146,12 @@ def run_finetune(request: FinetuneRequest, place: Place) -> list[Measure]:
 
 def read_data(request: FinetuneRequest) -> Data:
     """Read, divide and number the examples, and say what they are."""
-    examples = read_examples(request.sequences, request.labels)
+    examples = read_examples(request.sequences, request.labels, warn)
     task = request.task or task_of([example.label for example in examples])
     parts = split_examples(examples, valid=request.valid, test=request.test, seed=request.seed)
     train = Targets.of([example.label for example in parts[Split.TRAIN]], task)
+    if bool((train.values == train.values[0]).all()):
+        raise Sh2Error(f"all {len(train.values):,} examples to train on have the label {parts[Split.TRAIN][0].label}")
     targets = {
         split: Targets.of([example.label for example in part], task, train.classes) for split, part in parts.items()
     }
@@ -177,9 +187,29 @@ def _fit(replicas: "Replicas", data: Data, vectors: Vectors) -> Head:
     return head
 
 
-def _train(request: FinetuneRequest, place: Place, data: Data, head: Head, folder: RunFolder) -> Head:
-    """Train the model with the head, and write it."""
+def _settings(request: FinetuneRequest, place: Place) -> TrainConfig:
+    """How a model is trained with its head.
+
+    Raises:
+        Sh2Error: a setting is not allowed.
+    """
     device = resolve_devices(place.device)[0]
+    return TrainConfig(
+        steps=1,  # of the epochs, whatever they are
+        batch_size=request.batch_size,
+        lr=request.lr,
+        seed=request.seed,
+        device=device,
+        precision=TrainPrecision.FP32 if device == "cpu" else TrainPrecision.BF16,
+        recompute=read_value("train", "recompute", Recompute, request.recompute),
+    )
+
+
+def _train(
+    request: FinetuneRequest, place: Place, settings: TrainConfig, data: Data, head: Head, folder: RunFolder
+) -> Head:
+    """Train the model with the head, and write it."""
+    device = settings.device
     model = load(place.model, device=device, dtype=torch.float32).use_precision("fp32").use_backend(place.backend)
     if request.trained is Trained.ADAPTERS:
         add_adapters(model, request.lora, seed=request.seed)
@@ -190,17 +220,9 @@ def _train(request: FinetuneRequest, place: Place, data: Data, head: Head, folde
         )
         for split in (Split.TRAIN, Split.VALID)
     )
-    model.use_recompute(request.recompute)
-    config = TrainConfig(
-        steps=1,
-        batch_size=request.batch_size,
-        lr=request.lr,
-        seed=request.seed,
-        device=device,
-        precision=TrainPrecision.FP32 if device == "cpu" else TrainPrecision.BF16,
-    )
+    model.use_recompute(settings.recompute)
     epochs: list[Epoch] = []
-    head = finetune(model, head, train, valid, config, epochs=request.epochs, told=lambda one: _tell(one, epochs))
+    head = finetune(model, head, train, valid, settings, epochs=request.epochs, told=lambda one: _tell(one, epochs))
     say(f"kept: the model after epoch {min(epochs, key=lambda epoch: epoch.valid_loss).number}")
     save_model(model, folder.model)
     if request.trained is Trained.ADAPTERS:

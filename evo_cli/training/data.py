@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data.mixture import Mixture
-from data.prepare import prepare
+from data.prepare import PrepareOptions, prepare
 from data.source import STDIN
 from data.store import Split, TokenStore, is_store
 from data.windows import WindowOptions, Windows
@@ -155,10 +155,17 @@ def _store_paths(config: RunConfig, folder: RunFolder, prepared: bool) -> list[P
             warn(text)
         return [folder.data]
     for path in config.inputs:
+        if path != STDIN and not path.exists():
+            raise Sh2Error(f"{path} does not exist")
         if path not in stores:
             raise Sh2Error(f"{path} is no token store: only stores can be mixed, or weighted").hint(
                 "make one of it with `evo prepare INPUT... -o STORE.h5`"
             )
+    plain = PrepareOptions()
+    if given := [one.name for one in fields(plain) if getattr(config.prepare, one.name) != getattr(plain, one.name)]:
+        raise Sh2Error(f"data field `{given[0]}` is for sequence files, and {stores[0]} is prepared already").hint(
+            "leave it out, or give it to `evo prepare`"
+        )
     return stores
 
 

@@ -68,6 +68,7 @@ def _run(
     if saved:
         began = RunConfig.from_tables(layers[0])
         check_unchanged("model", {"from": began.start}, {"from": run.start})
+        check_unchanged("data", {"weights": began.weights}, {"weights": run.weights})
     if saved and folder.data.exists():
         check_unchanged("data", began.data_table(), run.data_table())
     processes = meeting.join(run.train.device)

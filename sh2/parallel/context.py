@@ -31,28 +31,11 @@ from sh2.model import StripedHyena2
 from sh2.parallel import all_to_all, fft, halo, modal, ring
 from sh2.parallel.exchange import Ranks
 from sh2.parallel.halo import Filters
-from sh2.parallel.sharding import Sharding, Shards
+from sh2.parallel.sharding import Shards
+from sh2.sharing import AttentionMethod, ConvolutionMethod, Sharding
 from sh2.state import ModelState
 
 Convolve = Callable[[Ranks, Callable[..., Any], Filters, Tensor], Tensor]
-
-
-class ConvolutionMethod(StrEnum):
-    """How the convolutions look across ranks (paper section 4; `state` is ours)."""
-
-    STATE = "state"  # the state that a piece leaves goes to the next: halos for FIR filters, modes for Hyena-LI
-    A2A = "a2a"  # shards of the sequence are traded for shards of the channels, and back
-    A2A_PIPELINED = "a2a-pipelined"  # the same, in segments of the channels
-    P2P = "p2p"  # FIR filters wait for the inputs before theirs; Hyena-LI as `state`
-    P2P_OVERLAPPED = "p2p-overlapped"  # FIR filters run while these travel; Hyena-LI as `state`
-    P2P_FFT = "p2p-fft"  # Hyena-LI by a Fourier transform across ranks; FIR filters as `p2p-overlapped`
-
-
-class AttentionMethod(StrEnum):
-    """How attention looks across ranks."""
-
-    RING = "ring"  # keys and values go around
-    A2A = "a2a"  # shards of the sequence are traded for heads, and back
 
 
 _FIR: dict[ConvolutionMethod, Convolve] = {

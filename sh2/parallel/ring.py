@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sh2.parallel import rectangles
 from sh2.parallel.exchange import Flight, Ranks, Turn
-from sh2.parallel.sharding import Sharding, Shards
+from sh2.parallel.sharding import Shards
+from sh2.sharing import Sharding
 
 
 class Part(NamedTuple):

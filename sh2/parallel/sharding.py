@@ -8,19 +8,12 @@ causal attention gives all ranks the same work. Knows nothing of processes: any 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from sh2.errors import Sh2Error
-
-
-class Sharding(StrEnum):
-    """How a sequence is cut over ranks."""
-
-    CONTIGUOUS = "contiguous"
-    ZIGZAG = "zigzag"
+from sh2.sharing import Sharding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,18 +52,25 @@ class Shards:
         length = tokens // self.per_rank
         return torch.cat([torch.arange(length, device=device) + piece * length for piece in self.mine])
 
+    def check(self, length: int) -> None:
+        """Refuse a sequence of so many tokens that cannot be cut into equal pieces.
+
+        Raises:
+            Sh2Error: says of what it must be a multiple.
+        """
+        if length % self.count or not length:
+            raise Sh2Error(
+                f"a sequence of {length:,} tokens cannot be cut into {self.count} equal pieces, as {self.ranks} ranks"
+                f" with {self.sharding} shards need"
+            ).hint(f"use a length that is a multiple of {self.count}")
+
     def take(self, whole: Tensor, dim: int = 1) -> Tensor:
         """Return this rank's part of a whole sequence, along a dimension, as a copy.
 
         Raises:
             Sh2Error: the sequence cannot be cut into equal pieces.
         """
-        length = whole.shape[dim]
-        if length % self.count or not length:
-            raise Sh2Error(
-                f"a sequence of {length:,} tokens cannot be cut into {self.count} equal pieces, as {self.ranks} ranks"
-                f" with {self.sharding} shards need"
-            ).hint(f"use a length that is a multiple of {self.count}")
+        self.check(whole.shape[dim])
         pieces = whole.chunk(self.count, dim)
         return torch.cat([pieces[piece] for piece in self.mine], dim)
 

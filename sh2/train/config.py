@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
-from enum import StrEnum
+from enum import EnumType, StrEnum
 from types import MappingProxyType
 from typing import Any, Self, get_type_hints
 
@@ -13,8 +13,10 @@ from sh2.config import LINEAR_LAYERS, Lora, ModelConfig
 from sh2.errors import Sh2Error
 from sh2.presets import preset
 from sh2.recompute import Recompute
+from sh2.sharing import AttentionMethod, ConvolutionMethod, Sharding
 
 _MOST_THREADS = 1024
+_LORA_ALPHA = 16.0
 
 
 class Precision(StrEnum):
@@ -78,7 +80,7 @@ class TrainConfig:
     """What is not trained: names of `sh2.train.freeze.PARTS` or patterns of parameters' names."""
     lora_rank: int = 0
     """Rank of the adapters that are trained in place of the weights; 0 trains the weights."""
-    lora_alpha: float = 16.0
+    lora_alpha: float = _LORA_ALPHA
     """Over the rank, what the adapters' products are multiplied by."""
     lora_targets: tuple[str, ...] = LINEAR_LAYERS
     """The linear layers that are adapted."""
@@ -94,11 +96,11 @@ class TrainConfig:
     """What the backward pass makes again for the memory of keeping it: `none`, `selective`, `full` or `nested`."""
     parallel: str = "dp"
     """How the processes of a run share it, as `dp=4,tp=2,cp=2`; dp without a number takes what is left."""
-    cp_method: str = "state"
-    """How convolutions look across the pieces of a window: a `sh2.parallel.ConvolutionMethod`."""
-    cp_attention: str = "ring"
+    cp_method: ConvolutionMethod = ConvolutionMethod.STATE
+    """How convolutions look across the pieces of a window."""
+    cp_attention: AttentionMethod = AttentionMethod.RING
     """How attention does: `ring` or `a2a`."""
-    cp_sharding: str = "contiguous"
+    cp_sharding: Sharding = Sharding.CONTIGUOUS
     """Which pieces of a window a process has: `contiguous`, or `zigzag`, which gives ring attention equal work."""
     fp8_linears: bool = False
     """Take the products of the blocks' linear layers in FP8: `sh2.train.fp8`."""
@@ -115,7 +117,7 @@ class TrainConfig:
         self._check_at_least(0, "seed", "valid_every", "valid_windows", "save_every", "threads")
         self._check_at_least(0, "peak_tflops", "filter_statistics", "profile")
         self._check_at_least(0, "weight_decay", "clip", "lower_case_weight", "lora_rank")
-        for name, kind in (("precision", Precision), ("recompute", Recompute)):
+        for name, kind in _CHOICES.items():
             if not isinstance(getattr(self, name), kind):
                 raise Sh2Error(f"train field `{name}` must be a {kind.__name__}, not {getattr(self, name)!r}")
         for name in ("lr", "eps"):
@@ -142,6 +144,12 @@ class TrainConfig:
             raise Sh2Error(
                 f"train fields `recompute` ({self.recompute}) and `reset_documents` cannot both be given"
             ).hint("documents cut windows into pieces that states join: turn one of them off")
+        if not self.lora_rank and (self.lora_alpha, self.lora_targets) != (_LORA_ALPHA, LINEAR_LAYERS):
+            raise Sh2Error("train fields `lora_alpha` and `lora_targets` are of adapters, and there are none").hint(
+                "give their rank, `--lora-rank`"
+            )
+        if self.profile > self.steps:
+            raise Sh2Error(f"train field `profile` must be one of the {self.steps} steps, not {self.profile}")
         if self.threads > _MOST_THREADS:
             raise Sh2Error(f"train field `threads` must be at most {_MOST_THREADS}, not {self.threads}")
 
@@ -169,8 +177,9 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and TOML; `from_dict` reads them back."""
-        plain = {name: list(value) for name, value in asdict(self).items() if isinstance(value, tuple)}
-        return {**asdict(self), **plain, "precision": self.precision.value, "recompute": self.recompute.value}
+        values = asdict(self)
+        texts = {name: values[name].value for name in _CHOICES}
+        return {**values, **texts, **{name: list(value) for name, value in values.items() if isinstance(value, tuple)}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -188,6 +197,9 @@ class TrainConfig:
                 f"give `--{missing[0]}`, or `{missing[0]} = ...` under [train] in the configuration file"
             )
         return cls(**{key: read_value("train", key, known[key], value) for key, value in values.items()})
+
+
+_CHOICES = {name: kind for name, kind in get_type_hints(TrainConfig).items() if isinstance(kind, EnumType)}
 
 
 def model_from_table(table: Mapping[str, Any]) -> ModelConfig:

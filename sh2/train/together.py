@@ -21,6 +21,7 @@ from sh2.model import StripedHyena2
 from sh2.parallel.context import ContextParallel, parallelise
 from sh2.parallel.mesh import Parallel
 from sh2.parallel.processes import Processes
+from sh2.parallel.sharding import Shards
 from sh2.parallel.shares import local, shard_matrices, shares_of
 from sh2.parallel.tensor import cuts_of, share_channels
 from sh2.train.config import Precision, TrainConfig
@@ -186,6 +187,8 @@ def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _check(config: TrainConfig, parallel: Parallel) -> None:
+    if parallel.cp > 1:
+        Shards(rank=0, ranks=parallel.cp, sharding=config.cp_sharding).check(config.length)
     if config.batch_size % parallel.dp:
         raise Sh2Error(
             f"the {config.batch_size} windows of a forward pass cannot be shared equally by dp={parallel.dp} processes"

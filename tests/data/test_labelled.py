@@ -47,9 +47,11 @@ def test_records_have_their_labels_by_name(tmp_path, header):
     fasta = written(tmp_path / "s.fa", ">a one\nACGT\n>b\nGG\nTT\n>unlabelled\nAC\n")
     labels = written(tmp_path / "l.tsv", f"{header}b\tno\na\tyes\n")
 
-    examples = read_examples(fasta, labels)
+    told = []
+    examples = read_examples(fasta, labels, told.append)
 
     assert [(one.name, one.sequence, one.label) for one in examples] == [("b", b"GGTT", "no"), ("a", b"ACGT", "yes")]
+    assert told == [f"1 of 3 records of {fasta} have no label in {labels}: `unlabelled` first"]
 
 
 BAD_TABLES = {

@@ -43,6 +43,7 @@ def home(tmp_path_factory):
     (path / "classes.tsv").write_text(f"sequence\tlabel\n{lines}")
     (path / "seqs.fa").write_text("".join(f">s{n}\n{bases.lower()}\n" for n, (bases, _) in enumerate(examples)))
     numbers = "".join(f"s{n}\t{100 * bases.count('G') / len(bases):.3f}\n" for n, (bases, _) in enumerate(examples))
+    (path / "constant.tsv").write_text("".join(f"{bases}\t1.5\n" for bases, _ in examples))
     (path / "numbers.tsv").write_text(f"name\tlabel\n{numbers}")
     return path
 
@@ -181,8 +182,18 @@ def test_the_same_command_gives_the_same_head(evo, tmp_path):
         ),
         (
             ["finetune", "classes.tsv", "--model", "model", "--train", "all", "--recompute", "some"],
-            "unknown recompute `some`",
-            "use none, selective, full, nested",
+            "train field `recompute` must be `none` or `selective` or `full` or `nested`, not 'some'",
+            None,
+        ),
+        (
+            ["finetune", "classes.tsv", "--model", "model", "--train", "all", "--lr", "-1"],
+            "train field `lr` must be a number above 0, not -1.0",
+            None,
+        ),
+        (
+            ["finetune", "constant.tsv", "--model", "model", "--task", "regression"],
+            "all 96 examples to train on have the label 1.5",
+            None,
         ),
         (["predict", "seqs.fa", "--head", "model"], "model/head.safetensors cannot be read", None),
     ],
@@ -195,6 +206,30 @@ def test_a_mistake_is_one_line_and_a_way_out(evo, words, error, hint):
     assert error in message
     assert hint is None or hints[0].startswith(f"hint: {hint}")
     assert result.stdout == ""
+
+
+def test_many_processes_are_told_that_one_does_it(evo, monkeypatch):
+    for name, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    result = evo("finetune", "classes.tsv", "--model", "model", "-o", "run")
+    assert error_of(result) == (
+        1,
+        "error: a head, and a model with it, are trained in one process",
+        "hint: start without torchrun",
+    )
+
+
+def test_records_without_a_label_are_counted(evo, tmp_path):
+    (tmp_path / "some.tsv").write_text("".join(f"s{n}\t{n % 2}\n" for n in range(90)))
+    result = evo("finetune", "seqs.fa", "--labels", "some.tsv", "--model", "model", "-o", "run")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: 30 of 120 records of seqs.fa have no label in some.tsv: `s90` first" in result.stderr
 
 
 def test_a_folder_with_a_head_is_not_overwritten_unasked(evo):

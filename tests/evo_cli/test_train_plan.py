@@ -62,9 +62,9 @@ def test_a_run_is_planned_here_from_its_configuration_file(tmp_path):
 
 
 def test_bad_plans_are_refused_as_runs_are():
-    result, _ = planned("--preset", "1b", "--device", "h200")
+    result, _ = planned("--preset", "1b", "--device", "h300")
     assert result.exit_code == 1
-    assert "h200" in result.stderr
+    assert "h300" in result.stderr
     result, _ = planned("--device", "h100")
     assert "error: no model is given" in result.stderr
 

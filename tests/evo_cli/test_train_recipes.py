@@ -44,6 +44,7 @@ def home(tmp_path_factory):
         (path / f"{name}.fa").write_text(text)
         prepare([path / f"{name}.fa"], path / f"{name}.h5", PrepareOptions(valid=0.25))
     (path / "model.toml").write_text(MODEL)
+    (path / "options.toml").write_text(f"{MODEL}[data]\nvalid = 0.2\n")
     words = ["train", path / "a.h5", "--config", path / "model.toml", "--steps", 2, *SMALL, "-o", path / "run"]
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.stderr
@@ -52,7 +53,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def evo(home, tmp_path, monkeypatch):
-    for file in ("a.fa", "a.h5", "b.h5", "model.toml", "run"):
+    for file in ("a.fa", "a.h5", "b.h5", "model.toml", "options.toml", "run"):
         (tmp_path / file).symlink_to(home / file)
     monkeypatch.chdir(tmp_path)
     return lambda *words: CliRunner().invoke(app, ["train", *map(str, words)])
@@ -247,7 +248,7 @@ def test_a_mixture_says_its_shares_and_is_resumed_to_the_byte(evo, tmp_path):
     assert [store["share"] for store in stores] == [0.75, 0.25]
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert error_of(evo("a.h5=1", "b.h5=1", "-o", "cut", "--resume"))[1].startswith(
-        "error: cannot resume with data field `checksum` changed from"
+        "error: cannot resume with data field `weights` changed from (3.0, 1.0) to (1.0, 1.0)"
     )
 
 
@@ -299,6 +300,12 @@ def test_a_file_may_be_called_like_a_weight(evo, tmp_path):
             ["a.h5=1", "a.fa=1", "--config", "model.toml"],
             "a.fa is no token store: only stores can be mixed, or weighted",
             "make one of it with",
+        ),
+        (["a.h5=1", "c.h5=1", "--config", "model.toml"], "c.h5 does not exist", None),
+        (
+            ["a.h5", "--config", "options.toml"],
+            "data field `valid` is for sequence files, and",
+            "leave it out, or give it to `evo prepare`",
         ),
         (["a.h5", "--from", "nowhere"], "nowhere does not exist", "give a path, a published name"),
         (["a.h5", "--from", "run/model", "--preset", "debug"], "`--preset` and `--from` cannot both be given", None),

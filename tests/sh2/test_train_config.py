@@ -41,6 +41,17 @@ def test_a_whole_number_may_stand_for_a_float():
         ({"steps": 5, "threads": 1025}, "train field `threads` must be at most 1024, not 1025", None),
         ({"steps": 5, "warmup_fraction": 1.5}, "train field `warmup_fraction` must lie between 0 and 1, not 1.5", None),
         ({"steps": 5, "betas": [0.9, 1.0]}, "train field `betas` must lie in [0, 1), not [0.9, 1.0]", None),
+        (
+            {"steps": 5, "cp_sharding": "zig-zag"},
+            "train field `cp_sharding` must be `contiguous` or `zigzag`, not 'zig-zag'",
+            None,
+        ),
+        ({"steps": 5, "profile": 6}, "train field `profile` must be one of the 5 steps, not 6", None),
+        (
+            {"steps": 5, "lora_alpha": 8},
+            "train fields `lora_alpha` and `lora_targets` are of adapters, and there are none",
+            "give their rank",
+        ),
         ({"steps": 5, "save_every": -1}, "train field `save_every` must be at least 0, not -1", None),
     ],
 )

@@ -19,7 +19,8 @@ from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
 from sh2.model import StripedHyena2
 from sh2.parallel import modal, parallelise
 from sh2.parallel.exchange import Ranks
-from sh2.parallel.sharding import Sharding, Shards
+from sh2.parallel.sharding import Shards
+from sh2.sharing import Sharding
 from sh2.train.loss import loss_sums
 
 LENGTH = 384

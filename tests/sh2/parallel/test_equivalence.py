@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import hyena_li
-from sh2.parallel.sharding import Sharding, Shards
+from sh2.parallel.sharding import Shards
+from sh2.sharing import Sharding
 from tests.kernels import definitions
 from tests.sh2.parallel.cases import (
     CONFIGS,

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from sh2.parallel import rectangles
 from sh2.parallel.ring import visible
-from sh2.parallel.sharding import Sharding, Shards
+from sh2.parallel.sharding import Shards
+from sh2.sharing import Sharding
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -78,11 +78,7 @@ def test_every_number_is_that_of_one_process(ranks: int, runs: Path) -> None:
         found = differences(runs / case.name, alone(runs, case.model, case.freeze))
         assert found.keys() == {"loss", "bits_per_base", "grad_norm", "valid_loss", "valid_bits_per_base"}
         assert max(found.values()) < 1e-5, (case, found)
-
-
-@pytest.mark.parametrize("ranks", CASES)
-def test_the_first_weights_are_those_of_one_process_to_the_byte(ranks: int, runs: Path) -> None:
-    for case in CASES[ranks]:
+        # and the first weights are the same bytes
         one, many = (
             run / "initial" / "model.safetensors" for run in (alone(runs, case.model, case.freeze), runs / case.name)
         )
@@ -150,6 +146,10 @@ def test_others_go_on_with_what_two_began(tmp_path: Path) -> None:
         ({"parallel": "cp=2", "reset_documents": True}, "cp=2 cannot cut windows whose documents are reset"),
         ({"parallel": "tp=2", "fp8_linears": True}, "FP8 linears are not cut over tp"),
         ({"parallel": "tp=2", "filter_statistics": 3}, "statistics of filters need whole filters, which tp cuts"),
+        (
+            {"parallel": "cp=2", "cp_sharding": "zigzag", "length": 98},
+            "a sequence of 98 tokens cannot be cut into 4 equal pieces, as 2 ranks with zigzag shards need",
+        ),
         ({"lora_rank": 2}, "adapters are trained in one process"),
         ({"parallel": "dp=3"}, "parallel `dp=3` needs 3 processes; there are 2"),
     ],
