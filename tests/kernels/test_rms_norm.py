@@ -66,6 +66,14 @@ def test_any_strides_zeros_and_a_float32_scale() -> None:
 def test_gradients_are_those_of_plain_torch() -> None:
     x, scale = (tensor.double().requires_grad_() for tensor in inputs(2, 7))
     assert torch.autograd.gradcheck(lambda x, scale: rms_norm(x, scale, 1e-3), (x, scale))
+    y, by_autograd = rms_norm(x, scale, 1e-3), scale * x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-3)
+    upstream = torch.randn_like(y)
+    wanted = torch.autograd.grad(by_autograd, (x, scale), upstream)
+    for found, want in zip(torch.autograd.grad(y, (x, scale), upstream), wanted, strict=True):
+        assert relative_error(found, want) < 1e-14
+    zeros = torch.zeros_like(x, requires_grad=True)
+    rms_norm(zeros, scale, 1e-3).sum().backward()
+    assert torch.equal(zeros.grad, (scale / 1e-3).expand_as(zeros))
     with pytest.raises(ValueError, match="rms_norm: the Triton kernels cannot run here: gradients are kept"):
         rms_norm(x.float(), scale.float(), 1e-3, backend=Backend.TRITON)
 
