@@ -82,8 +82,10 @@ def generate_table(
     return _write(rows, total=len(sizes), common=common, output=output)
 
 
-def train_table(name: str, lengths: Sequence[int], config: TrainConfig, *, twin: bool, output: Path | None) -> int:
-    """Time updates of a model, and of its Transformer; return how many rows failed."""
+def train_table(
+    name: str, lengths: Sequence[int], config: TrainConfig, *, twin: bool, peer: bool, output: Path | None
+) -> int:
+    """Time updates of a model, of its Transformer, and of a Llama; return how many rows failed."""
     shape, _ = model_config(name)
     bench = TrainBench(config)
     settings = {"precision": config.precision, "compile": config.compile, "recompute": config.recompute}
@@ -91,9 +93,9 @@ def train_table(name: str, lengths: Sequence[int], config: TrainConfig, *, twin:
     common |= {"fp8_linears": config.fp8_linears, "accumulation": config.accumulation}
     rows = (
         ({"model": row["model"]} | settings | row, bool(row["failed"]))
-        for row in map(asdict, bench.rows(name, shape, list(lengths), twin=twin))
+        for row in map(asdict, bench.rows(name, shape, list(lengths), twin=twin, peer=peer))
     )
-    return _write(rows, total=len(lengths) * (1 + twin), common=common, output=output)
+    return _write(rows, total=len(lengths) * (1 + twin + peer), common=common, output=output)
 
 
 def data_table(path: Path, lengths: Sequence[int], *, batch: int, output: Path | None) -> int:

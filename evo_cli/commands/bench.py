@@ -228,7 +228,7 @@ def train(
     ] = None,
     recompute: Annotated[str, typer.Option("--recompute", help="none, selective, full or nested.")] = "none",
     fp8_linears: Annotated[bool, typer.Option("--fp8-linears", help="Products in FP8.")] = False,
-    alone: Annotated[bool, typer.Option("--alone", help="Leave out the Transformer.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out the Transformers.")] = False,
     dtype: Annotated[DtypeName, typer.Option("--dtype", help="auto is bf16 on a GPU, fp32 on a CPU.")] = DtypeName.AUTO,
     backend: BackendOption = BackendName.AUTO,
     output: OutputOption = None,
@@ -242,6 +242,9 @@ def train(
     attention alone; `x_transformer` how many times as fast as with attention in every block. What runs out of
     memory says so.
 
+    Where the package transformers is installed, its Llama of that size runs beside them, trained as its users do:
+    torch.compile if --compile, autocast, fused AdamW.
+
     \b
     Examples:
       evo bench train --preset 1b --lengths 8192,32768,131072 -o train.jsonl
@@ -250,6 +253,7 @@ def train(
     from evo_cli.bench_tables import train_table
     from evo_cli.inference import resolve_device
     from evo_cli.outputs.stream import check_outputs
+    from sh2.bench.llama import is_installed
     from sh2.train.config import TrainConfig
 
     check_outputs([output], [])
@@ -268,7 +272,9 @@ def train(
     }
     tokens = _numbers(lengths or ("1024" if cpu else "8192,32768,131072"), "--lengths")
     config = TrainConfig.from_dict(values)
-    _end(train_table(model or ("nano" if cpu else "1b"), tokens, config, twin=not alone, output=output))
+    peer = is_installed() and not (alone or fp8_linears or recompute != "none")
+    shape = model or ("nano" if cpu else "1b")
+    _end(train_table(shape, tokens, config, twin=not alone, peer=peer, output=output))
 
 
 @bench.command()

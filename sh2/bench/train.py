@@ -1,4 +1,4 @@
-"""How fast a model trains: whole updates, as `evo train` makes them, of StripedHyena 2 and of its Transformer."""
+"""How fast a model trains: whole updates, of StripedHyena 2 and of Transformers of its size, ours and another's."""
 
 # T tokens of all rows
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from sh2.bench import llama
 from sh2.bench.attempt import Refusal, attempt
 from sh2.bench.forward import random_ids
 from sh2.bench.models import random_model
@@ -34,6 +35,9 @@ _BUDGET_SECONDS = 4.0
 _LONG_SECONDS = 60.0  # of an update after which the next is timed at once
 
 
+_Prepare = Callable[[ModelConfig, TrainConfig], Callable[[], object]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRow:
     """One model at one length. A figure that is missing has its reason in `note`."""
@@ -47,7 +51,7 @@ class TrainRow:
     mfu: float | None = None  # part of the rate of a large matrix product in the same dtype
     x_products: float | None = None  # the time over that of the model's matrix products alone, of their own sizes
     peak_gib: float | None = None
-    x_transformer: float | None = None  # how many times as fast as the Transformer
+    x_transformer: float | None = None  # how many times as fast as our Transformer
     note: str = ""
     failed: bool = False
 
@@ -72,24 +76,30 @@ class TrainBench:
         self._stopwatch = Stopwatch(config.device)
         self.ceilings: Ceilings = measure_ceilings(config.device, self._stopwatch, self._dtype)
 
-    def rows(self, name: str, model: ModelConfig, lengths: list[int], *, twin: bool) -> Iterator[TrainRow]:
-        """Yield a row for every length, and, with `twin`, one of the Transformer of the model's size after it."""
-        for length in lengths:
-            own = self._row(name, model, length)
-            if not twin:
-                yield own
-                continue
-            other = self._row(f"{name}-transformer", replace(model, layout="*" * model.num_layers), length)
-            if own.tokens_per_s and other.tokens_per_s:
-                own = replace(own, x_transformer=own.tokens_per_s / other.tokens_per_s)
-            yield own
-            yield other
+    def rows(self, name: str, model: ModelConfig, lengths: list[int], *, twin: bool, peer: bool) -> Iterator[TrainRow]:
+        """Yield a row for every length.
 
-    def _row(self, name: str, model: ModelConfig, length: int) -> TrainRow:
+        Args:
+            twin: yield one of our Transformer of the model's size after it.
+            peer: and one of the Llama of that size.
+        """
+        transformer = replace(model, layout="*" * model.num_layers)
+        for length in lengths:
+            own = self._row(name, model, length, self._own_updates)
+            others = [self._row(f"{name}-transformer", transformer, length, self._own_updates)] if twin else []
+            if peer:
+                others.append(self._row(llama.NAME, transformer, length, self._llama_updates))
+            base = others[0].tokens_per_s if twin else None
+            for row in (own, *others):
+                if base and row.tokens_per_s and row.model != f"{name}-transformer":
+                    row = replace(row, x_transformer=row.tokens_per_s / base)
+                yield row
+
+    def _row(self, name: str, model: ModelConfig, length: int, prepare: _Prepare) -> TrainRow:
         config = replace(self._config, length=length)
         bare = TrainRow(model=name, length=length, batch=config.windows_per_step)
         gc.collect()
-        done = attempt(lambda: self._time(model, config))
+        done = attempt(lambda: self._time(partial(prepare, model, config)))
         torch._dynamo.reset()  # its graphs keep what they were made for
         gc.collect()
         if isinstance(done, Refusal):
@@ -108,19 +118,30 @@ class TrainBench:
             peak_gib=done.peak_bytes / 2**30 if done.peak_bytes else None,
         )
 
-    def _time(self, shape: ModelConfig, config: TrainConfig) -> Timing:
-        """Time an update, and count the most memory that it takes."""
-        gpu = self._device.type == "cuda"
-        before = torch.cuda.memory_allocated(self._device) if gpu else 0
+    def _own_updates(self, shape: ModelConfig, config: TrainConfig) -> Callable[[], object]:
+        """A function that makes an update as `evo train` does."""
         model = random_model(shape, device=config.device, dtype=torch.float32).train()
         model.use_backend(config.backend).use_recompute(config.recompute)
         if config.fp8_linears:
             use_fp8_linears(model, self._device)
         if config.compile:
             compile_blocks(model)
-        optimizer = build_optimizer(model, config)
-        batch = HostBatch.of(_random_windows(config), pinned=gpu)
-        make = partial(Updates(model, optimizer, config, ALONE).make, batch, lr=1e-4)
+        updates = Updates(model, build_optimizer(model, config), config, ALONE)
+        return partial(updates.make, self._batch(config), lr=1e-4)
+
+    def _llama_updates(self, shape: ModelConfig, config: TrainConfig) -> Callable[[], object]:
+        """A function that makes an update of the Llama of a shape."""
+        update = llama.make_update(llama.make_llama(shape, config.length, self._device), config)
+        return partial(update, self._batch(config))
+
+    def _batch(self, config: TrainConfig) -> HostBatch:
+        return HostBatch.of(_random_windows(config), pinned=self._device.type == "cuda")
+
+    def _time(self, prepare: Callable[[], Callable[[], object]]) -> Timing:
+        """Time an update, and count the most memory that it takes."""
+        gpu = self._device.type == "cuda"
+        before = torch.cuda.memory_allocated(self._device) if gpu else 0
+        make = prepare()
         with many_graphs():
             first = self._updates(1, make)
             if gpu:  # what is recorded is counted as it runs before that

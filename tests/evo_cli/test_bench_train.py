@@ -11,19 +11,22 @@ from typer.testing import CliRunner, Result
 from data.prepare import PrepareOptions, prepare
 from evo_cli import bench_tables
 from evo_cli.main import app
-from sh2.bench import timing
+from sh2.bench import llama, timing
 from sh2.bench import train as bench_train
 from sh2.bench.timing import Ceilings
 from sh2.bench.train import products_of
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import forward_flops
 from sh2.presets import preset
+from sh2.train.config import Precision, TrainConfig
+from sh2.train.loader import HostBatch
 from tests.evo_cli.cli import rows
 from tests.sh2.models import CONFIGS
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "is_installed", lambda: False)
     limits = Ceilings(copy_bytes_per_second=1e10, matmul_flops_per_second=1e12)
     monkeypatch.setattr(bench_train, "measure_ceilings", lambda device, stopwatch, dtype: limits)
     monkeypatch.setattr(bench_train, "_BUDGET_SECONDS", 0.0)
@@ -64,6 +67,41 @@ def test_a_model_is_timed_beside_its_transformer(tmp_path: Path) -> None:
     assert twin["x_transformer"] is None
     assert own["machine"]["torch"] == torch.__version__
     assert own["accumulation"] == 2
+
+
+def test_a_llama_of_that_size_runs_beside_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(llama, "is_installed", lambda: True)
+    path = tmp_path / "train.jsonl"
+    assert train("--lengths", "24", "--accumulation", "2", "-o", path).exit_code == 0
+    _, twin, other = (json.loads(line) for line in path.read_text().splitlines())
+    assert other["model"] == "llama (transformers)"
+    assert (other["batch"], other["note"]) == (4, "")
+    assert other["x_transformer"] == pytest.approx(other["tokens_per_s"] / twin["tokens_per_s"])
+    assert other["tflops"] * other["seconds"] == pytest.approx(twin["tflops"] * twin["seconds"])
+    for options in (("--alone",), ("--recompute", "full")):
+        assert "llama" not in train("--lengths", "24", *options).stdout
+
+
+def test_the_llama_has_the_transformer_s_matrices_and_learns() -> None:
+    shape = preset("debug-transformer")
+    torch.manual_seed(0)
+    model = llama.make_llama(shape, 24, torch.device("cpu"))
+    ours = sum(one.numel() for one in StripedHyena2(shape).parameters() if one.ndim == 2)
+    theirs = {one.data_ptr(): one.numel() for one in model.parameters() if one.ndim == 2}
+    assert sum(theirs.values()) == ours
+    config = TrainConfig(steps=1, batch_size=2, length=24, precision=Precision.FP32)
+    tokens = torch.randint(65, 85, (2, 25))
+    batch = HostBatch(
+        tokens=tokens,
+        weights=torch.ones(2, 24),
+        document_starts=torch.zeros(2, 25, dtype=torch.bool),
+        weight=48.0,
+    )
+    update, losses = llama.make_update(model, config), []
+    for _ in range(20):
+        losses.append(model(input_ids=tokens, labels=tokens).loss.item())  # type: ignore[operator]
+        update(batch)
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_one_may_be_left_out() -> None:
