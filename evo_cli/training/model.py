@@ -17,6 +17,7 @@ from sh2.parallel.mesh import Parallel
 from sh2.parallel.processes import Processes
 from sh2.presets import PUBLISHED
 from sh2.train.config import TrainConfig, model_from_table, read_value
+from sh2.train.copies import Copies
 from sh2.train.folder import RunFolder
 from sh2.train.freeze import freeze
 from sh2.train.start import begin_from
@@ -53,17 +54,19 @@ def shape_of(table: Mapping[str, Any], train: TrainConfig) -> tuple[ModelConfig,
 
 def build(
     config: ModelConfig, train: TrainConfig, processes: Processes | None
-) -> tuple[StripedHyena2, Together | None]:
-    """Make a model with its first weights; one that processes share is nowhere as a whole.
+) -> tuple[StripedHyena2, Together | Copies | None]:
+    """Make a model with its first weights; one that processes share is nowhere as a whole, but beside adapters.
 
     Raises:
         Sh2Error: what is frozen is not there, or the processes cannot share the model.
     """
-    if processes is None:
-        Parallel.parse(train.parallel, 1)
+    if processes is None or train.lora is not None:
+        if processes is None:
+            Parallel.parse(train.parallel, 1)
+        copies = None if processes is None else Copies(train, processes)
         model = StripedHyena2(config, seed=train.seed).to(train.device)
         freeze(model, train.freeze)
-        return model, None
+        return model, copies
     with torch.device("meta"):
         model = StripedHyena2(config)
     freeze(model, train.freeze)
@@ -73,7 +76,7 @@ def build(
 
 
 def begin(
-    model: StripedHyena2, team: Together | None, start: str | None, train: TrainConfig, folder: RunFolder
+    model: StripedHyena2, team: Together | Copies | None, start: str | None, train: TrainConfig, folder: RunFolder
 ) -> bool:
     """Put the weights in place that the run begins from, and say what is trained; a checkpoint comes over them.
 
@@ -87,7 +90,7 @@ def begin(
     # beside adapters, a checkpoint's weights are not those they were added to
     needed = lora is not None or all(path.suffix for path in folder.checkpoints.glob("step_*"))
     if start is not None and needed:
-        begin_from(model, start, put=None if team is None else team.put)
+        begin_from(model, start, put=team.put if isinstance(team, Together) else None)
         say(f"from: {start}")
         was = _shape(start)
         if train.length > was.context and _positions(was) == _positions(model.config):

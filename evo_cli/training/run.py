@@ -137,7 +137,7 @@ def _train(
         with events as writer, progress_bar("step", total=run.train.steps, start=step, every_seconds=0) as bar:
             observers.add(BarObserver(bar), *([writer] if writer is not None else []))
             outcome = trainer.run(signals.stop)
-    if run.train.lora is not None:
+    if leads and run.train.lora is not None:
         save_adapters(model, folder.adapter)
     if leads:
         title = f"{folder.path.resolve().name}: {parameters / 1e6:,.1f}M parameters"
@@ -163,7 +163,8 @@ def _check_memory(run: RunConfig, processes: int) -> None:
     """
     train = run.train
     adapted = train.lora is not None
-    needed = (weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model)) / processes
+    # beside adapters each process has all weights
+    needed = weight_bytes(run.model, "fp32") if adapted else training_bytes(run.model) / processes
     there = memory_bytes(train.device)
     if needed > there:
         raise Sh2Error(

@@ -8,13 +8,16 @@ of whole windows before these are shared, and what processes add is summed befor
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sh2.checkpoint.tensors import LazyTensor
+from sh2.errors import Sh2Error
 from sh2.parallel.mesh import Parallel
+from sh2.train.config import TrainConfig
 from sh2.train.loader import HostBatch
 
 Value = TypeVar("Value")
@@ -118,6 +121,28 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def own_windows(batch: HostBatch, rows: slice, *, share: int, among: int) -> HostBatch:
+    """One of the equal shares of some windows; where there is none left, one that weighs nothing."""
+    first, end, _ = rows.indices(len(batch.tokens))
+    begin, stop = (first + (end - first) * place // among for place in (share, share + 1))
+    if begin < stop:
+        return batch.rows(slice(begin, stop))
+    one = batch.rows(slice(first, first + 1))  # the others wait for a forward pass, whatever it counts
+    return replace(one, weights=torch.zeros_like(one.weights))
+
+
+def check_windows(config: TrainConfig, parallel: Parallel) -> None:
+    """Refuse windows that cannot be shared out.
+
+    Raises:
+        Sh2Error: says of what their number must be a multiple.
+    """
+    if config.batch_size % parallel.dp:
+        raise Sh2Error(
+            f"the {config.batch_size} windows of a forward pass cannot be shared equally by dp={parallel.dp} processes"
+        ).hint(f"give a `--batch-size` that is a multiple of {parallel.dp}: it counts the windows of all processes")
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -27,7 +27,7 @@ from sh2.parallel.tensor import cuts_of, share_channels
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import HostBatch
-from sh2.train.team import Parts
+from sh2.train.team import Parts, check_windows, own_windows
 
 Value = TypeVar("Value")
 
@@ -103,13 +103,7 @@ class Together:
         local(getattr(self._model.get_submodule(prefix), last)).copy_(self.take(name, LazyTensor.of(whole)))
 
     def part(self, batch: HostBatch, rows: slice) -> HostBatch:
-        dp, mine = self._shape.dp, self._mesh.get_local_rank("dp")
-        first, end, _ = rows.indices(len(batch.tokens))
-        begin, stop = (first + (end - first) * share // dp for share in (mine, mine + 1))
-        if begin < stop:
-            return batch.rows(slice(begin, stop))
-        one = batch.rows(slice(first, first + 1))  # the others wait for a forward pass, whatever it counts
-        return replace(one, weights=torch.zeros_like(one.weights))
+        return own_windows(batch, rows, share=self._mesh.get_local_rank("dp"), among=self._shape.dp)
 
     def shard(self, whole_BL: Tensor) -> Tensor:
         return whole_BL if self._context is None else self._context.shard(whole_BL)
@@ -189,10 +183,7 @@ def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _check(config: TrainConfig, parallel: Parallel) -> None:
     if parallel.cp > 1:
         Shards(rank=0, ranks=parallel.cp, sharding=config.cp_sharding).check(config.length)
-    if config.batch_size % parallel.dp:
-        raise Sh2Error(
-            f"the {config.batch_size} windows of a forward pass cannot be shared equally by dp={parallel.dp} processes"
-        ).hint(f"give a `--batch-size` that is a multiple of {parallel.dp}: it counts the windows of all processes")
+    check_windows(config, parallel)
     if parallel.cp > 1 and config.reset_documents:
         raise Sh2Error(f"cp={parallel.cp} cannot cut windows whose documents are reset").hint(
             "leave out `--reset-documents`, or share windows by dp"
@@ -205,8 +196,6 @@ def _check(config: TrainConfig, parallel: Parallel) -> None:
         raise Sh2Error("statistics of filters need whole filters, which tp cuts").hint(
             "leave out `--filter-statistics`"
         )
-    if config.lora_rank:
-        raise Sh2Error("adapters are trained in one process").hint("leave out torchrun, or `--lora-rank`")
 
 
 def _check_backend(model: ModelConfig, config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ from sh2.errors import Sh2Error
 from sh2.model import StripedHyena2
 from sh2.parallel.processes import Place
 from sh2.train.config import TrainConfig
+from sh2.train.copies import Copies
 from sh2.train.together import Together
 from tests.sh2.parallel.cases import in_processes
 from tests.sh2.parallel.training import (
@@ -36,12 +37,14 @@ CASES = {
         Case(parallel="tp=2", model=OTHER),
         Case(parallel="cp=2", cp_method="a2a", cp_attention="a2a", recompute="full"),
         Case(parallel="dp=2", model=OTHER, freeze=("mixers",)),
+        Case(parallel="dp=2", lora_rank=2),
     ],
     4: [
         Case(parallel="dp=2,cp=2", cp_sharding="zigzag"),
         Case(parallel="dp=2,tp=2", model=OTHER),
         Case(parallel="cp=2,tp=2", cp_method="p2p-overlapped"),
         Case(parallel="dp=4"),
+        Case(parallel="dp=4", model=OTHER, lora_rank=2),
     ],
 }
 
@@ -52,8 +55,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def alone(folder: Path, model: str, freeze: tuple[str, ...] = (), precision: str = "fp32", device: str = "cpu") -> Path:
-    case = Case(parallel="dp", model=model, freeze=freeze, precision=precision)
+def alone(
+    folder: Path,
+    model: str,
+    freeze: tuple[str, ...] = (),
+    lora_rank: int = 0,
+    precision: str = "fp32",
+    device: str = "cpu",
+) -> Path:
+    case = Case(parallel="dp", model=model, freeze=freeze, lora_rank=lora_rank, precision=precision)
     train(case, folder / "alone", None, device)
     return folder / "alone" / case.name
 
@@ -75,14 +85,13 @@ def test_every_number_is_that_of_one_process(ranks: int, runs: Path) -> None:
     in_processes(ranks, train_cases, CASES[ranks], runs, "cpu", folder=runs)
 
     for case in CASES[ranks]:
-        found = differences(runs / case.name, alone(runs, case.model, case.freeze))
+        one = alone(runs, case.model, case.freeze, case.lora_rank)
+        found = differences(runs / case.name, one)
         assert found.keys() == {"loss", "bits_per_base", "grad_norm", "valid_loss", "valid_bits_per_base"}
         assert max(found.values()) < 1e-5, (case, found)
         # and the first weights are the same bytes
-        one, many = (
-            run / "initial" / "model.safetensors" for run in (alone(runs, case.model, case.freeze), runs / case.name)
-        )
-        assert many.read_bytes() == one.read_bytes(), case
+        first, many = (run / "initial" / "model.safetensors" for run in (one, runs / case.name))
+        assert many.read_bytes() == first.read_bytes(), case
 
 
 def test_bf16_rounds_in_many_processes_as_in_one(tmp_path: Path) -> None:
@@ -150,7 +159,6 @@ def test_others_go_on_with_what_two_began(tmp_path: Path) -> None:
             {"parallel": "cp=2", "cp_sharding": "zigzag", "length": 98},
             "a sequence of 98 tokens cannot be cut into 4 equal pieces, as 2 ranks with zigzag shards need",
         ),
-        ({"lora_rank": 2}, "adapters are trained in one process"),
         ({"parallel": "dp=3"}, "parallel `dp=3` needs 3 processes; there are 2"),
     ],
 )
@@ -163,6 +171,22 @@ def test_what_two_processes_cannot_do_is_refused(settings: dict[str, Any], messa
 
     assert str(caught.value) == message
     assert caught.value.__notes__
+
+
+def test_adapters_share_windows_alone_and_go_on_with_any_number(tmp_path: Path) -> None:
+    place = Place(rank=0, ranks=2, local_rank=0, address="here", port=1)
+    processes: Any = SimpleNamespace(place=place, leads=True)
+    with pytest.raises(Sh2Error, match="adapters are trained with dp alone, not dp=1,cp=1,tp=2"):
+        Copies(Case(parallel="tp=2", lora_rank=2).config(), processes)
+
+    first = Case(parallel="dp=2", lora_rank=2, resumes="run", stops_after=3)
+    in_processes(2, train_cases, [first], tmp_path, "cpu", folder=tmp_path)
+    assert len(metrics(tmp_path / "run")) == 3
+    train(Case(parallel="dp", lora_rank=2, resumes="run"), tmp_path, None)
+
+    assert max(differences(tmp_path / "run", alone(tmp_path, "striped", lora_rank=2)).values()) < 1e-5
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step_*6")
+    assert (checkpoint / "adapter.safetensors").exists()
 
 
 @pytest.mark.gpu

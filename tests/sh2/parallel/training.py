@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 
 from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
+from sh2.lora import add_adapters
 from sh2.model import StripedHyena2
 from sh2.parallel.processes import Place, Processes
 from sh2.train.checkpoints import Checkpoints
 from sh2.train.config import TrainConfig
+from sh2.train.copies import Copies
 from sh2.train.folder import RunFolder
 from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loop import Trainer
@@ -114,6 +116,7 @@ class Case:
     precision: str = "fp32"
     fp8_linears: bool = False
     freeze: tuple[str, ...] = ()
+    lora_rank: int = 0
     resumes: str | None = None  # the folder of a run that another stopped
     stops_after: int | None = None  # updates
 
@@ -130,11 +133,16 @@ class Case:
         return TrainConfig.from_dict({**SETTINGS, **own, "device": device})
 
 
-def build(case: Case, processes: Processes | None, device: str = "cpu") -> tuple[StripedHyena2, Together | None]:
-    """A model, of which processes have shares without values."""
+def build(
+    case: Case, processes: Processes | None, device: str = "cpu"
+) -> tuple[StripedHyena2, Together | Copies | None]:
+    """A model, of which processes have shares without values; or, with adapters, each has all of it."""
     config = case.config(device)
-    if processes is None:
-        return StripedHyena2(MODELS[case.model], seed=config.seed).to(device), None
+    if processes is None or config.lora is not None:
+        model = StripedHyena2(MODELS[case.model], seed=config.seed).to(device)
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=config.seed)
+        return model, None if processes is None else Copies(config, processes)
     with torch.device("meta"):
         model = StripedHyena2(MODELS[case.model])
     return model, Together(model, config, processes)
@@ -145,7 +153,7 @@ def train(case: Case, folder: Path, processes: Processes | None, device: str = "
     config, run = case.config(device), RunFolder(folder / case.name)
     run.path.mkdir(exist_ok=True, parents=True)
     model, team = build(case, processes, device)
-    if team is not None:
+    if isinstance(team, Together):
         team.initialize(config.seed)
     with Checkpoints(run.checkpoints, keep_last=1, team=team or ALONE) as first:
         first.save_model(model, run.path / "initial")
