@@ -45,8 +45,8 @@ class _Norm(torch.autograd.Function):
         x_XD, scale_D, rms_X1, r_X1 = ctx.saved_tensors
         (grad_XD,) = grads
         products_MD = (grad_XD * x_XD).reshape(-1, D := x_XD.shape[-1])
-        sums_X1 = (products_MD @ scale_D).view_as(r_X1)
+        sums_X1 = products_MD.mv(scale_D).view_as(r_X1)
         least = torch.finfo(rms_X1.dtype).tiny  # a row of zeros has no direction, and its sum is 0
         curve_X1 = sums_X1 * r_X1.square() / (rms_X1.clamp(min=least) * -D)
         grad_x_XD = (grad_XD * scale_D).mul_(r_X1).addcmul_(x_XD, curve_X1)
-        return grad_x_XD, r_X1.reshape(-1) @ products_MD, None
+        return grad_x_XD, products_MD.mT.mv(r_X1.reshape(-1)), None

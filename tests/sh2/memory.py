@@ -6,6 +6,7 @@ Under a `FakeTensorMode` nothing is computed or allocated, so that models and le
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -57,7 +58,7 @@ def counting(
 ) -> Iterator[tuple[LiveBytes, StripedHyena2]]:
     """Count on fake tensors; yields the count and a model whose weights have no values, on a CPU that has no memory.
 
-    Filters run as on a GPU: what a CPU's own convolutions take, no fake one knows.
+    Filters and norms run as on a GPU: what a CPU's own convolutions take, no fake one knows.
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -65,6 +66,7 @@ def counting(
             pack_layers(model.blocks, trained_in_fp8=config.fp8_input_projections)
     with (
         patch("kernels.fir.reference._ONEDNN", False),
+        patch.object(import_module("kernels.rms_norm.reference"), "_on_host", lambda *_: False),
         FakeTensorMode(allow_non_fake_inputs=True),
         LiveBytes() as live,
     ):
