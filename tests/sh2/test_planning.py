@@ -17,6 +17,7 @@ from sh2.planning.speeds import KNOWN_DEVICES, Line, Speeds, Trial, speeds_of
 from sh2.presets import preset
 from sh2.reading.chunks import chunks
 from sh2.reading.scoring import log_probs_of, score
+from sh2.recompute import Recompute
 from tests.sh2.memory import LiveBytes, counting
 
 SEVEN = replace(preset("evo2_7b_base"), layout="SML*SML*")
@@ -174,16 +175,22 @@ def test_limits_of_another_device_bound_what_was_measured_there() -> None:
 
 
 def test_limits_of_another_device_are_near_what_was_measured_there() -> None:
-    """The H200's rows of `tests/benchmarks/results/2026-12-01_h200_bench_*.jsonl`."""
+    """As `tests/benchmarks/results/*_bench_forward.jsonl` and `*_bench_train.jsonl` have it."""
     h200, numbers = KNOWN_DEVICES["h200"], Numbers(dtype="bf16")
     config = preset("evo2_7b_base")
     speeds = speeds_of(h200, config, numbers, rows=0, training=False)
     for length, measured in ((8192, 47_213), (131_072, 32_466)):
         predicted = length / predict_seconds(plan(config, Task.SCORE, length, room=139 * 2**30), speeds).total
         assert predicted == pytest.approx(measured, rel=0.15)
-    update = speeds_of(h200, preset("1b"), numbers, rows=0, training=True)
-    predicted = 8192 / predict_seconds(plan(preset("1b"), Task.TRAIN, 8192), update).total
-    assert predicted == pytest.approx(65_500, rel=0.15)
+    for name, length, recompute, measured in (
+        ("h200", 8192, Recompute.NONE, 65_500),
+        ("h200", 524_288, Recompute.NESTED, 9430),
+        ("h100", 8192, Recompute.NONE, 62_600),
+        ("h100", 131_072, Recompute.FULL, 29_900),
+    ):
+        update = speeds_of(KNOWN_DEVICES[name], preset("1b"), numbers, rows=0, training=True)
+        planned = plan(preset("1b"), Task.TRAIN, length, recompute=recompute)
+        assert length / predict_seconds(planned, update).total == pytest.approx(measured, rel=0.15)
 
 
 def test_half_the_ceilings_take_twice_the_time() -> None:
