@@ -57,7 +57,9 @@ Tensors = Mapping[str, LazyTensor]
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
-    flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    whole = tensor.detach().cpu().contiguous()
+    # flattened, a dimension of one number would keep a stride that no view of bytes can have
+    flat: Any = whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(flat)
 
 

@@ -25,6 +25,7 @@ def some_tensors() -> dict[str, torch.Tensor]:
         "scalar": torch.tensor(7.0),
         "empty": torch.empty(0, 4),
         "ids": torch.arange(5),
+        "every other of two": torch.arange(2.0)[::2],
     }
 
 
