@@ -31,7 +31,7 @@ from sh2.train.loss import NATS_TO_BITS
 from sh2.train.noise import NoiseScale
 from sh2.train.optimizer import build_optimizer
 from sh2.train.profiling import profiled
-from sh2.train.records import JsonLines, NoLines, SpeedRecord, StepRecord, keep_steps
+from sh2.train.records import JsonLines, NoLines, SpeedRecord, StepRecord, keep_steps, read_lines
 from sh2.train.schedule import learning_rate
 from sh2.train.team import ALONE, Team
 from sh2.train.update import Updates
@@ -136,7 +136,7 @@ class Trainer:
         if progress is not None:
             self._checkpoints.restore(progress.step, self._model, self._optimizer)
             self._step = self._saved_step = progress.step
-            self._learned = True
+            self._learned = self._team.of_leader(lambda: any(line["loss"] for line in read_lines(self._folder.metrics)))
             self._best = progress.best
         return self._step
 

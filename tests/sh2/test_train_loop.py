@@ -244,6 +244,11 @@ def test_a_batch_without_weight_gives_zero_loss_and_no_nan(tmp_path):
     assert "bits_per_base" not in line
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
+    again = trainer(tmp_path, train=Windows(weight=0.0), valid_windows=0)
+    assert again.restore() > 0
+    with pytest.raises(Sh2Error, match="nothing was learned"):
+        again.run()
+
 
 def test_a_diverged_run_stops_and_names_the_step_and_the_last_good_checkpoint(tmp_path):
     class Poisoned(Windows):
