@@ -122,7 +122,8 @@ def speeds_for(plan: Plan, where: str, elsewhere: KnownDevice | None, backend: B
             say(f"no time: what a {elsewhere.name} does in {plan.numbers.dtype} was not measured")
             return None
         say(f"time: {elsewhere.source}")
-        return speeds_of(elsewhere, plan.config, plan.numbers, rows=rows, training=training)
+        adapted = plan.lora is not None
+        return speeds_of(elsewhere, plan.config, plan.numbers, rows=rows, training=training, adapted=adapted)
     say("time: a block of each kind is tried here")
     read = plan.prompt if plan.task is Task.GENERATE else plan.length
     tokens = min(read, read if training else plan.chunk) * (1 if plan.task is Task.GENERATE else plan.batch)
@@ -134,6 +135,7 @@ def speeds_for(plan: Plan, where: str, elsewhere: KnownDevice | None, backend: B
         tokens=tokens,
         rows=rows,
         training=training,
+        lora=plan.lora,
         streamed=plan.streamed > 0,
     )
     return trial.run()

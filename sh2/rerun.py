@@ -60,13 +60,14 @@ _OPERATORS = ("_scaled_dot_product", "hyena_")  # of torch's attention and of ou
 def _keeping_products(width: int) -> Any:
     """Contexts for `checkpoint`, in which products that lead to another width than the stream's are kept.
 
-    Those that lead back to it end a half, and nothing needs them again.
+    Those that lead back to it end a half, and nothing needs them again; those of an adapter, which lead away from its
+    few channels, are as large as its layer's and cheap to make.
     """
 
     def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if operation in _PRODUCTS:
             right = args[2] if operation in (_OPS.addmm.default, _OPS.baddbmm.default) else args[1]
-            kept = right.ndim == 3 or right.shape[-1] != width
+            kept = right.ndim == 3 or (right.shape[-1] != width and 4 * right.shape[0] > width)
         else:
             kept = operation.__name__.startswith(_OPERATORS)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

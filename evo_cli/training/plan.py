@@ -28,9 +28,10 @@ def plan_run(flags: Flags, *, config: Path | None) -> tuple[list[Line], str | No
     if elsewhere is not None:
         train |= {"device": "cpu", "precision": train.get("precision", Precision.BF16.value)}
     run = RunConfig.from_tables(resolved({**tables, "train": {"steps": 1} | train}, one_of_many=False))
-    train_less = {"parallel": run.train.parallel != "dp", "freeze": run.train.freeze, "lora-rank": run.train.lora_rank}
+    train_less = {"parallel": run.train.parallel != "dp", "freeze": run.train.freeze}
     if given := [f"--{name}" for name, value in train_less.items() if value]:
-        raise Sh2Error(f"--plan counts one process that trains every weight, not {' or '.join(given)}").hint(
+        counted = "one process that trains every weight, or adapters"
+        raise Sh2Error(f"--plan counts {counted}, not {' or '.join(given)}").hint(
             "leave these out: with them each process takes less"
         )
     where, backend = run.train.device, BackendName(run.train.backend)
@@ -43,11 +44,14 @@ def plan_run(flags: Flags, *, config: Path | None) -> tuple[list[Line], str | No
         batch=run.train.batch_size,
         accumulation=run.train.accumulation,
         recompute=run.train.recompute,
+        lora=run.train.lora,
         numbers=numbers,
         room=elsewhere.memory_bytes if elsewhere else memory_bytes(where),
         gpu=gpu,
     )
     say(described("the model", plan, elsewhere.name if elsewhere else where))
+    if plan.lora is not None:
+        say(f"trained: {plan.trained:,} parameters of adapters")
     if run.train.compile or run.train.fp8_linears:
         say("without torch.compile and FP8, which take less of both")
     return answer(plan, where, elsewhere, backend)

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, replace
 
-from sh2.config import FeedForward, MixerKind, ModelConfig
+from sh2.config import FeedForward, Lora, MixerKind, ModelConfig
 
 _BYTES = {"fp32": 4, "bf16": 2}
 SCAN = 64  # tokens of a chunk of Hyena-LI's scan in plain torch, and the least rows of a segment in Triton
@@ -46,6 +46,21 @@ def count_parameters(config: ModelConfig) -> int:
             total += _mixer_parameters(config, MixerKind.HYENA_SE)
         else:
             total += 3 * width * config.mlp_width
+    return total
+
+
+def count_adapters(config: ModelConfig, lora: Lora) -> int:
+    """Trained parameters of adapters beside the linear layers of the blocks."""
+    D, total = config.width, 0
+    for kind in config.kinds:
+        mixers = [kind, *([MixerKind.HYENA_SE] if config.feed_forward is FeedForward.HYENA_SE else [])]
+        sizes = {"input": 0, "output": len(mixers) * 2 * D, "gate": 0, "up": 0, "down": 0}
+        for one in mixers:
+            attends = one is MixerKind.ATTENTION
+            sizes["input"] += D + (D + 2 * config.num_kv_heads * config.head_dim if attends else 3 * D)
+        if config.feed_forward is FeedForward.GATED_MLP:
+            sizes |= dict.fromkeys(("gate", "up", "down"), D + config.mlp_width)
+        total += lora.rank * sum(sizes[target] for target in lora.targets)
     return total
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
-from sh2.config import MixerKind, ModelConfig
+from sh2.config import Lora, MixerKind, ModelConfig
 from sh2.mixers.cache import reserved
 from sh2.planning.accounting import (
     Numbers,
     activation_bytes,
+    count_adapters,
     count_parameters,
     forward_flops,
     kv_cache_bytes,
@@ -18,7 +19,7 @@ from sh2.planning.accounting import (
     state_bytes,
     weight_bytes,
 )
-from sh2.planning.speeds import Line, Speeds
+from sh2.planning.speeds import FORWARDS, FORWARDS_ADAPTED, Line, Speeds
 from sh2.planning.training_memory import training_peak_bytes
 from sh2.recompute import Recompute
 
@@ -44,7 +45,8 @@ class Plan:
 
     length: tokens of a sequence; of a window, in training. prompt: of these, how many are given, in generation.
     batch: sequences at once: records that share a batch, samples of one prompt, windows of a forward pass in training.
-    accumulation, recompute: in training, forward passes of an update, and what their backwards make again.
+    accumulation, recompute, lora: in training, forward passes of an update, what their backwards make again, and the
+    adapters that are trained in place of the weights.
     room: memory of the device, in bytes. gpu: whether it is a GPU, which sizes its pieces by the memory that is free.
     piece, held, streamed: tokens of a row that are run at once, memory of the weights, and bytes of weights that every
     pass copies from the host's memory, where these do not follow from one device alone (`sh2.planning.split`).
@@ -59,6 +61,7 @@ class Plan:
     kv_dtype: str | None = None  # `fp8`, or None for the dtype of `numbers`
     accumulation: int = 1
     recompute: Recompute = Recompute.NONE
+    lora: Lora | None = None
     room: int
     gpu: bool
     piece: int | None = None
@@ -78,6 +81,11 @@ class Plan:
         return max(_LEAST_CHUNK, min(CHUNK, 1 << max(0, fitting.bit_length() - 1)))
 
     @property
+    def trained(self) -> int:
+        """Parameters that are trained, in training."""
+        return count_parameters(self.config) if self.lora is None else count_adapters(self.config, self.lora)
+
+    @property
     def rows_read(self) -> int:
         """Rows of a piece: the samples of a prompt share its reading."""
         return 1 if self.task is Task.GENERATE else self.batch
@@ -87,7 +95,7 @@ class Plan:
         if self.held is not None:
             return self.held
         if self.task is Task.TRAIN:
-            return weight_bytes(self.config, "fp32")
+            return weight_bytes(self.config, "fp32") + (0 if self.lora is None else 4 * self.trained)
         return loaded_bytes(self.config, self.numbers)
 
     def kv_bytes(self, tokens: int) -> int:
@@ -165,13 +173,13 @@ def _writing_memory(plan: Plan) -> Memory:
 
 
 def _training_memory(plan: Plan) -> Memory:
-    parameters = count_parameters(plan.config)
-    peak = training_peak_bytes(plan.config, plan.batch * plan.length, plan.numbers, plan.recompute)
+    adapted, tokens = plan.lora is not None, plan.batch * plan.length
+    peak = training_peak_bytes(plan.config, tokens, plan.numbers, plan.recompute, adapted=adapted)
     return Memory(
         weights=plan.weights(),
-        optimizer=8 * parameters,
+        optimizer=8 * plan.trained,
         # from the second forward pass on, all gradients of weights are there beside activations
-        activations=peak if plan.accumulation == 1 else peak + 4 * parameters,
+        activations=peak if plan.accumulation == 1 else peak + 4 * plan.trained,
         runtime=runtime_bytes(plan.gpu),
     )
 
@@ -255,15 +263,20 @@ def predict_seconds(plan: Plan, speeds: Speeds) -> Duration:
         return Duration(reading=_reading(plan, speeds, plan.prompt), writing=_writing(plan, speeds))
     seconds = _reading(plan, speeds, plan.length)
     if plan.task is Task.TRAIN:
-        # a forward is a third of a forward and its backward
-        seconds *= plan.accumulation * (3 + _FORWARDS_AGAIN[plan.recompute]) / 3
+        forwards = _forwards(plan)
+        seconds *= plan.accumulation * (forwards + _FORWARDS_AGAIN[plan.recompute]) / forwards
         # and the optimizer: weight, gradient and two moments read, all but the gradient written
-        seconds += 7 * 4 * count_parameters(plan.config) / speeds.copy_bytes_per_second
+        seconds += 7 * 4 * plan.trained / speeds.copy_bytes_per_second
     return Duration(reading=seconds)
 
 
 # norms and gates are little of one; the last product of a half is not made again
 _FORWARDS_AGAIN = {Recompute.NONE: 0.0, Recompute.SELECTIVE: 0.1, Recompute.FULL: 1.0, Recompute.NESTED: 2.0}
+
+
+def _forwards(plan: Plan) -> int:
+    """Of how many forwards a forward with its backward has the arithmetic."""
+    return FORWARDS if plan.lora is None else FORWARDS_ADAPTED
 
 
 def _reading(plan: Plan, speeds: Speeds, length: int) -> float:
@@ -305,4 +318,4 @@ def _writing(plan: Plan, speeds: Speeds) -> float:
 def total_flops(plan: Plan) -> int:
     """Floating-point operations of a batch; of an update, in training, of which nothing is made again."""
     forward = plan.batch * sum(forward_flops(plan.config, plan.length).values())
-    return 3 * plan.accumulation * forward if plan.task is Task.TRAIN else forward
+    return _forwards(plan) * plan.accumulation * forward if plan.task is Task.TRAIN else forward

@@ -14,8 +14,9 @@ from torch import Tensor
 from sh2.bench.generate import time_decoding
 from sh2.bench.models import random_model
 from sh2.bench.timing import Ceilings, Stopwatch, host_bytes_per_second, measure_ceilings
-from sh2.config import MixerKind, ModelConfig
+from sh2.config import Lora, MixerKind, ModelConfig
 from sh2.fp8 import Precision
+from sh2.lora import add_adapters
 from sh2.mixers.attention import attend
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import Numbers, forward_flops, loaded_bytes
@@ -27,6 +28,7 @@ _GPU_TRIAL_FLOPS, _CPU_TRIAL_FLOPS = 5e12, 8e9  # of a block on the tokens of a 
 _CACHED_BYTES, _MOST_BLOCKS = 2**26, 8
 _WRITTEN = 32  # tokens, of which most are timed
 _FEW = 64  # tokens, of which a piece takes little longer than of none
+FORWARDS, FORWARDS_ADAPTED = 3, 2  # that a forward and its backward take: two for all gradients, one for the stream's
 _ATTENTION_BOTH = 3.8  # cuDNN's forward and backward over its forward: 54.7 and 14.3 ms of 32,768 tokens on an H100
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -104,15 +106,19 @@ KNOWN_DEVICES: Mapping[str, KnownDevice] = MappingProxyType(
 )
 
 
-def speeds_of(device: KnownDevice, config: ModelConfig, numbers: Numbers, *, rows: int, training: bool) -> Speeds:
+def speeds_of(
+    device: KnownDevice, config: ModelConfig, numbers: Numbers, *, rows: int, training: bool, adapted: bool = False
+) -> Speeds:
     """Derive a device's speeds from its ceilings: arithmetic at the rate of products, the rest at that of copies.
 
     Args:
         rows: of a step.
-        training: whether a backward goes with the forward, of twice its cost.
+        training: whether a backward goes with the forward.
+        adapted: whether no weight has a gradient, but adapters, whose own arithmetic is not counted.
     """
     copy, products = device.ceilings.copy_bytes_per_second, device.ceilings.matmul_flops_per_second
-    times, D, size = 3 if training else 1, config.width, numbers.size
+    times = (FORWARDS_ADAPTED if adapted else FORWARDS) if training else 1
+    D, size = config.width, numbers.size
     forward: dict[MixerKind, Line] = {}
     step: dict[MixerKind, float] = {}
     for kind in set(config.kinds):
@@ -166,6 +172,7 @@ class Trial:
         tokens: int,
         rows: int = 0,
         training: bool = False,
+        lora: Lora | None = None,
         streamed: bool = False,
     ) -> None:
         """Prepare to try blocks.
@@ -173,10 +180,11 @@ class Trial:
         Args:
             tokens: of a piece, all rows together; fewer are tried where so many take more than a moment.
             rows: that are written together; 0 tries no steps. training: try a backward with the forward.
+            lora: adapters that are trained, in place of the weights.
             streamed: try copies from the host's memory to a GPU.
         """
         self._config, self._numbers, self._device, self._backend = config, numbers, device, backend
-        self._rows, self._training, self._streamed = rows, training, streamed
+        self._rows, self._training, self._lora, self._streamed = rows, training, lora, streamed
         self._stopwatch = Stopwatch(device, least=1)
         budget = _GPU_TRIAL_FLOPS if torch.device(device).type == "cuda" else _CPU_TRIAL_FLOPS
         costs = [_flops_of_a_token(config, kind) for kind in set(config.kinds)]
@@ -217,6 +225,9 @@ class Trial:
         config = replace(self._config, layout=layout)
         packed = self._numbers.fp8_weights
         model = random_model(config, device=self._device, dtype=dtype, fp8_weights=packed).use_backend(self._backend)
+        if self._lora is not None:
+            add_adapters(model, self._lora, seed=0)
+            model.embedding.weight.requires_grad_()  # as of any block but the first, so has its input a gradient
         products = Precision.FP8_WEIGHTS if packed else self._numbers.projections
         return model.use_precision(products) if products else model
 

@@ -20,8 +20,8 @@ def _untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that is here has the speeds of one that is not, without a trial."""
 
     class Known:
-        def __init__(self, config, numbers, *, device, backend, tokens, rows, training, streamed) -> None:  # type: ignore[no-untyped-def]
-            assert (device, streamed) == ("cpu", False)
+        def __init__(self, config, numbers, *, device, backend, tokens, rows, training, lora, streamed) -> None:  # type: ignore[no-untyped-def]
+            assert (device, lora, streamed) == ("cpu", None, False)
             self.speeds = speeds_of(KNOWN_DEVICES["h100"], config, numbers, rows=rows, training=training)
 
         def run(self) -> Speeds:

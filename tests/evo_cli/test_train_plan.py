@@ -7,7 +7,10 @@ from typer.testing import CliRunner
 
 from evo_cli.main import app
 from sh2.checkpoint import save_model
+from sh2.config import Lora
+from sh2.lora import add_adapters
 from sh2.model import StripedHyena2
+from sh2.presets import preset
 from tests.evo_cli.cli import rows
 from tests.sh2.models import TINY
 
@@ -69,12 +72,26 @@ def test_bad_plans_are_refused_as_runs_are():
     assert "error: no model is given" in result.stderr
 
 
-@pytest.mark.parametrize("words", [("--parallel", "dp=8"), ("--lora-rank", 8), ("--freeze", "mixers")])
+@pytest.mark.parametrize("words", [("--parallel", "dp=8"), ("--freeze", "mixers")])
 def test_what_a_plan_does_not_count_is_refused(words):
     save_model(StripedHyena2(TINY), "tiny")
     result, _ = planned("--from", "tiny", "--device", "h100", *words)
     assert result.exit_code == 1
-    assert f"counts one process that trains every weight, not {words[0]}" in " ".join(result.stderr.split())
+    message = f"counts one process that trains every weight, or adapters, not {words[0]}"
+    assert message in " ".join(result.stderr.split())
+
+
+def test_adapters_take_the_memory_of_the_weights_and_little_more():
+    save_model(model := StripedHyena2(preset("nano")), "nano")
+    common = "--from", "nano", "--device", "h100", "--length", 512
+    (_, whole), (result, adapted) = planned(*common), planned(*common, "--lora-rank", 2)
+    add_adapters(model, Lora(rank=2, alpha=16), seed=0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert f"trained: {trained:,} parameters of adapters" in result.stderr
+    assert float(adapted["optimizer"]) < float(whole["optimizer"]) / 2
+    assert float(adapted["activations"]) < float(whole["activations"])
+    assert float(adapted["time"]) < float(whole["time"])
+    assert float(adapted["arithmetic"]) == pytest.approx(2 / 3 * float(whole["arithmetic"]), rel=1e-3)
 
 
 def test_a_run_reports_what_it_is_asked_to(tmp_path):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sh2.bench.models import random_model
-from sh2.config import FeedForward, ModelConfig
-from sh2.planning.accounting import Numbers, count_parameters
+from sh2.config import LINEAR_LAYERS, FeedForward, Lora, ModelConfig
+from sh2.lora import add_adapters
+from sh2.model import StripedHyena2
+from sh2.planning.accounting import Numbers, count_adapters, count_parameters
 from sh2.planning.plan import Plan, Task, predict_memory
 from sh2.planning.training_memory import saved_bytes, training_peak_bytes
 from sh2.presets import preset
@@ -32,10 +34,19 @@ NUMBERS = [("bf16", True), ("bf16", False), ("fp32", True)]  # and whether kerne
 
 
 def measured(
-    config: ModelConfig, rows: int, length: int, recompute: Recompute, numbers: Numbers, *, backward: bool = True
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    recompute: Recompute,
+    numbers: Numbers,
+    *,
+    backward: bool = True,
+    lora: Lora | None = None,
 ) -> tuple[int, int]:
     """What is kept after a forward, and the most that it and its backward take."""
     with counting(config, torch.float32) as (live, model):
+        if lora is not None:
+            add_adapters(model, lora, seed=0)
         model.use_backend("triton" if numbers.fused else "reference").use_recompute(recompute)
         ids, weights = torch.zeros(rows, length, dtype=torch.int64), torch.ones(rows, length)
         live.most = before = live.now
@@ -60,6 +71,27 @@ def test_training_takes_what_tensors_take(shape: str, dtype: str, fused: bool, r
     assert saved_bytes(config, rows * length, numbers, recompute) + copies == pytest.approx(kept, rel=0.03)
     predicted = training_peak_bytes(config, rows * length, numbers, recompute)
     assert 0.9 * most < predicted < 1.2 * most
+
+
+@pytest.mark.parametrize("recompute", Recompute)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adapters_take_what_tensors_take(shape: str, dtype: str, recompute: Recompute) -> None:
+    (config, rows, length), numbers = SHAPES[shape], Numbers(dtype=dtype)
+    _, most = measured(config, rows, length, recompute, numbers, lora=Lora(rank=8, alpha=16))
+    predicted = training_peak_bytes(config, rows * length, numbers, recompute, adapted=True)
+    assert 0.9 * most < predicted < 1.2 * most
+
+
+@pytest.mark.parametrize("targets", [LINEAR_LAYERS, ("input",), ("output", "down")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adapters_are_counted(shape: str, targets: tuple[str, ...]) -> None:
+    small = {"width": 32, "num_heads": 4, "queries_per_kv_head": 2, "se_groups": 2, "mr_groups": 2}
+    config, lora = replace(SHAPES[shape][0], **small), Lora(rank=3, alpha=16, targets=targets)
+    model = StripedHyena2(config)
+    add_adapters(model, lora, seed=0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert count_adapters(config, lora) == trained
 
 
 def test_half_a_million_tokens_train_on_one_card() -> None:
