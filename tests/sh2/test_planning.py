@@ -182,6 +182,10 @@ def test_limits_of_another_device_are_near_what_was_measured_there() -> None:
     for length, measured in ((8192, 47_213), (131_072, 32_466)):
         predicted = length / predict_seconds(plan(config, Task.SCORE, length, room=139 * 2**30), speeds).total
         assert predicted == pytest.approx(measured, rel=0.15)
+    config, packed = preset("evo2_40b"), replace(numbers, projections="fp8", fp8_weights=True)
+    speeds = speeds_of(h200, config, packed, rows=0, training=False)
+    reading = predict_seconds(plan(config, Task.SCORE, 8192, numbers=packed, room=139 * 2**30), speeds).total
+    assert 8192 / reading == pytest.approx(6928, rel=0.15)
     for name, length, recompute, measured in (
         ("h200", 8192, Recompute.NONE, 65_500),
         ("h200", 524_288, Recompute.NESTED, 9430),
