@@ -4,29 +4,22 @@ Weights that are not trained need no one to share their gradients and moments wi
 is for `sh2.train.together`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sh2.checkpoint.tensors import LazyTensor
 from sh2.errors import Sh2Error
 from sh2.parallel.mesh import Parallel
 from sh2.parallel.processes import Processes
 from sh2.train.config import TrainConfig
 from sh2.train.loader import HostBatch
-from sh2.train.team import ALONE, Parts, check_windows, own_windows
-
-Value = TypeVar("Value")
+from sh2.train.team import Alone, Member, check_windows, own_windows
 
 
-class Copies:
-    """One of many processes."""
-
-    exchanges = False
+class Copies(Member, Alone):
+    """One of many processes; with the model it does as one that is alone."""
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
         """Agree on who has which windows.
@@ -40,15 +33,10 @@ class Copies:
             raise Sh2Error(f"adapters are trained with dp alone, not {parallel}").hint(
                 "leave out cp and tp, or `--lora-rank`"
             )
-        self._processes = processes
-        self.processes, self.rank = processes.place.ranks, processes.place.rank
-        self.leads, self.parallel = processes.leads, str(parallel)
+        super().__init__(processes, parallel)
 
     def part(self, batch: HostBatch, rows: slice) -> HostBatch:
         return own_windows(batch, rows, share=self.rank, among=self.processes)
-
-    def shard(self, whole_BL: Tensor) -> Tensor:
-        return whole_BL
 
     def sum(self, numbers: Tensor) -> Tensor:
         total = numbers.clone()
@@ -62,32 +50,10 @@ class Copies:
     def gradient_norm(self, model: nn.Module, *, summed: bool) -> Tensor:
         return torch.nn.utils.get_total_norm(_gradients(model) if summed else list(self._totals(model)))
 
-    def clip(self, model: nn.Module, norm: Tensor, most: float) -> None:
-        ALONE.clip(model, norm, most)
-
-    def any(self, flag: bool) -> bool:
-        return self._processes.any(flag)
-
-    def of_leader(self, make: Callable[[], Value]) -> Value:
-        return self._processes.of_leader(make)
-
-    def every(self, value: Value) -> list[Value]:
-        return self._processes.every(value)
-
-    def take(self, name: str, whole: LazyTensor) -> Tensor:
-        return ALONE.take(name, whole)
-
-    def whole(self, parts: Parts) -> Mapping[str, LazyTensor]:
-        return ALONE.whole(parts)
-
-    def sending(self, parts: Parts, to: Mapping[str, int]) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def _totals(self, model: nn.Module) -> Iterator[Tensor]:
         """The sums over all processes, of one message."""
         gradients = _gradients(model)
-        total = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(total)
+        total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
         pieces = total.split([gradient.numel() for gradient in gradients])
         return (piece.view_as(one) for piece, one in zip(pieces, gradients, strict=True))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sh2.checkpoint.tensors import LazyTensor
 from sh2.errors import Sh2Error
 from sh2.parallel.mesh import Parallel
+from sh2.parallel.processes import Processes
 from sh2.train.config import TrainConfig
 from sh2.train.loader import HostBatch
 
@@ -121,6 +122,24 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+class Member:
+    """One of many processes: what it does whatever they share."""
+
+    def __init__(self, processes: Processes, parallel: Parallel) -> None:
+        self._processes = processes
+        self.processes, self.rank = processes.place.ranks, processes.place.rank
+        self.leads, self.parallel = processes.leads, str(parallel)
+
+    def any(self, flag: bool) -> bool:
+        return self._processes.any(flag)
+
+    def of_leader(self, make: Callable[[], Value]) -> Value:
+        return self._processes.of_leader(make)
+
+    def every(self, value: Value) -> list[Value]:
+        return self._processes.every(value)
 
 
 def own_windows(batch: HostBatch, rows: slice, *, share: int, among: int) -> HostBatch:

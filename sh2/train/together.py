@@ -2,7 +2,7 @@
 
 # B batch, L length
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -27,7 +27,7 @@ from sh2.parallel.tensor import cuts_of, share_channels
 from sh2.train.config import Precision, TrainConfig
 from sh2.train.fp8 import use_fp8_linears
 from sh2.train.loader import HostBatch
-from sh2.train.team import Parts, check_windows, own_windows
+from sh2.train.team import Member, Parts, check_windows, own_windows
 
 Value = TypeVar("Value")
 
@@ -40,7 +40,7 @@ class _Loose(NamedTuple):
     copies: int  # processes that have the same ones
 
 
-class Together:
+class Together(Member):
     """One of many processes."""
 
     def __init__(self, model: StripedHyena2, config: TrainConfig, processes: Processes) -> None:
@@ -55,9 +55,8 @@ class Together:
         model.use_backend(config.backend)
         if config.fp8_linears:
             use_fp8_linears(model, torch.device(config.device))
-        self.processes, self.rank = parallel.processes, processes.place.rank
-        self.leads, self.parallel, self.exchanges = processes.leads, str(parallel), parallel.cp * parallel.tp > 1
-        self._processes, self._shape, self._model = processes, parallel, model
+        super().__init__(processes, parallel)
+        self.exchanges, self._shape, self._model = parallel.cp * parallel.tp > 1, parallel, model
         self._device = torch.device(config.device)
         self._mesh = parallel.mesh(self._device.type)
         self._shares = shares_of(model, cuts_of(model), parallel, processes.place.rank)
@@ -131,15 +130,6 @@ class Together:
     def clip(self, model: nn.Module, norm: Tensor, most: float) -> None:
         factor = (most / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_([local(gradient) for _, gradient in _gradients(model)], factor)
-
-    def any(self, flag: bool) -> bool:
-        return self._processes.any(flag)
-
-    def of_leader(self, make: Callable[[], Value]) -> Value:
-        return self._processes.of_leader(make)
-
-    def every(self, value: Value) -> list[Value]:
-        return self._processes.every(value)
 
     def take(self, name: str, whole: LazyTensor) -> Tensor:
         return self._shares.take(name, whole)
