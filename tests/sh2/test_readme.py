@@ -45,6 +45,15 @@ def run(statement: ast.stmt, names: dict[str, Any]) -> Any:
     return exec(compile(ast.Module([statement], []), PAGE, "exec"), names)
 
 
+def test_the_examples_of_the_front_page_run_in_order(folder: Path) -> None:
+    save_model(MODEL, folder / "demo" / "run" / "model")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert names["logits"].shape == (1, 5, 512)
+    assert len(names["best"].text) == len(names["beams"][0].text) == 40
+
+
 def test_the_examples_run_in_order_and_what_they_assert_holds() -> None:
     names: dict[str, Any] = {"__name__": "page"}
     shown = 0
