@@ -51,7 +51,9 @@ def test_the_examples_of_the_front_page_run_in_order(folder: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL):
         exec(block, names)
     assert names["logits"].shape == (1, 5, 512)
-    assert len(names["best"].text) == len(names["beams"][0].text) == 40
+    for written in (names["best"].text, names["beams"][0].text):  # an untrained model may end a document early
+        assert len(written) <= 40
+        assert set(written) <= set("ACGT")
 
 
 def test_the_examples_run_in_order_and_what_they_assert_holds() -> None:
