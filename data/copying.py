@@ -6,10 +6,12 @@ that the next base is the one there; it bears substitutions, and after an insert
 spaced seed begins it, every third base free (PatternHunter: Ma, Tromp, Li 2002), because two genomes differ most at the
 third positions of codons. How often an expert is right is counted by how it did lately, and a small network that learns
 while it reads mixes all of them with the language model (as GeCo3 does: Silva et al. 2020). Nothing is fitted before:
-table and network begin at the same values for every text, and learn from a base after they have predicted it.
+table and network begin at the same values for every text, and learn from a base after they have predicted it. Or they
+have learned from a part of the memory that was held out of it, and nothing is learned from the text: such a reader is
+static, as a model is whose weights stay.
 
-The memory is both strands of the sequences, and of the text so far. Upper and lower case are the same base; what is not
-ACGT is never predicted, and stands for an A where an expert looks back over it.
+The memory is both strands of the sequences, and of the text so far, unless the reader is static. Upper and lower case
+are the same base; what is not ACGT is never predicted, and stands for an A where an expert looks back over it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ Floats = NDArray[np.float32]
 
 _ALIVE = 16  # of the last 31 bases, so many were right, or an expert is silent
 _CHUNK = 8192
+_WINDOW, _LEARNED_FROM = 8192, 1 << 21  # bases of a window that is held out of a memory, and of all of them
 _BATCH = 64
 _BEST = 6  # experts that are heard one by one, and not only in the sum
 _NEAR = 3  # bases before, of the text, and after, of the best expert's sequence
@@ -42,11 +45,19 @@ _OLDER = np.array([17, 23, 27])  # bounds of the hits among the 32 bases before 
 _CONTEXTS = 11 * 22 * 2 * 4  # hits 3, 6, ... 30 bases back, those at the others of 31, the last one, older ones
 
 
+class Trust:
+    """What the copy model learns: how often an expert is right, and how all of them are mixed."""
+
+    def __init__(self) -> None:
+        self.table, self.network = _Table(), _Network()
+
+
 def copied_log_probs(
     memory: Sequence[NDArray[np.uint8]],
     text: NDArray[np.uint8],
     log_probs_L4: Floats,
     *,
+    trust: Trust | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Floats:
     """Log-probability of every base of a text, by a language model and what the memory holds alike.
@@ -58,6 +69,8 @@ def copied_log_probs(
         memory: uint8 sequences (ASCII) to copy from, read on both strands.
         text: uint8 [L] (ASCII).
         log_probs_L4: the language model's, of A, C, G and T at every position; all equal for none.
+        trust: of `learn_trust`. It stays as it is, and the text so far is no memory; None learns on the way, and looks
+            back.
         progress: called with the number of positions that were newly predicted.
 
     Returns:
@@ -66,15 +79,62 @@ def copied_log_probs(
     Raises:
         DataError: the log-probabilities are not four for every position of the text.
     """
+    if trust is None:
+        return _read([*memory, text], text, log_probs_L4, Trust(), progress, learns=True, looks_back=True)
+    return _read(memory, text, log_probs_L4, trust, progress)
+
+
+def learn_trust(
+    memory: Sequence[NDArray[np.uint8]],
+    text: NDArray[np.uint8],
+    log_probs_L4: Floats,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Trust:
+    """Learn how far to trust a memory from a text that was held out of it; `copied_log_probs` tells the rest.
+
+    Raises:
+        DataError: the log-probabilities are not four for every position of the text.
+    """
+    trust = Trust()
+    _read(memory, text, log_probs_L4, trust, progress, learns=True)
+    return trust
+
+
+def hold_out(memory: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+    """Cut windows out of a memory: what is left, in its order, and the windows, in one of chance.
+
+    An eighth of the memory, or 2 million bases of a large one, in windows of 8,192 bases, or a 64th of a small one.
+    """
+    total = sum(len(sequence) for sequence in memory)
+    size = min(_WINDOW, total // 64 + 1)
+    pieces = [sequence[at : at + size] for sequence in memory for at in range(0, len(sequence), size)]
+    every = max(8, total // _LEARNED_FROM)
+    held = list(range(every // 2, len(pieces), every))
+    left = sorted(set(range(len(pieces))).difference(held))
+    return [pieces[at] for at in left], [pieces[at] for at in np.random.default_rng(0).permutation(held)]
+
+
+def _read(
+    memory: Sequence[NDArray[np.uint8]],
+    text: NDArray[np.uint8],
+    log_probs_L4: Floats,
+    trust: Trust,
+    progress: Callable[[int], None],
+    *,
+    learns: bool = False,
+    looks_back: bool = False,
+) -> Floats:
+    """Predict a text, and learn from it; one that looks back is the last sequence of the memory too."""
     length = len(text)
     if log_probs_L4.shape != (length, 4):
         raise DataError(f"log-probabilities of shape {list(log_probs_L4.shape)} do not fit a text of {length} bases")
     codes = BASE_CODES[text]
-    whole = np.concatenate([*(BASE_CODES[sequence] for sequence in memory), codes]) & np.uint8(3)
+    whole = np.concatenate([codes[:0], *(BASE_CODES[sequence] for sequence in memory)]) & np.uint8(3)
     text_words, words = Words(codes & np.uint8(3)), Words(np.concatenate([whole, np.uint8(3) - whole[::-1]]))
-    runs = find_runs(codes, text_words, words, len(whole) - length)
+    runs = find_runs(codes, text_words, words, len(whole) - length if looks_back else None)
     log_probs = np.full(length, np.nan, dtype=np.float32)
-    table, network = _Table(), _Network()
+    table, network = trust.table, trust.network
     for first, last, chosen in _chunks(length, runs):
         experts = _Experts.of(first, last, chosen, text_words, words)
         votes_T4F, around_TG = _features(experts, table, words, codes, first, last)
@@ -86,8 +146,10 @@ def copied_log_probs(
             scored = np.flatnonzero(codes[at:to] < 4)
             found = np.exp(log_p[scored, codes[at + scored]])
             log_probs[at + scored] = np.log((1 - _FLOOR) * found + _FLOOR / 4)
-            network.learn(batch, codes[at:to], _RATE / (1 + at / _SLOWER_AFTER) ** 0.5)
-        table.learn(experts, codes[first:last])
+            if learns:
+                network.learn(batch, codes[at:to], _RATE / (1 + at / _SLOWER_AFTER) ** 0.5)
+        if learns:
+            table.learn(experts, codes[first:last])
         progress(last - first)
     return log_probs
 

@@ -84,10 +84,11 @@ class Runs:
         return Runs(self.start[which], self.end[which], self.shift[which])
 
 
-def find_runs(codes: NDArray[np.uint8], text: Words, words: Words, known: int) -> Runs:
-    """Index the text by its seeds and look up those of the memory, the first `known` bases of which precede the text.
+def find_runs(codes: NDArray[np.uint8], text: Words, words: Words, known: int | None) -> Runs:
+    """Index the text by its seeds and look up those of the memory.
 
-    That way round, because a text is short and a memory long. A run begins after a seed, knowing nothing further on.
+    The memory's first `known` bases precede the text, and the text is the rest; None if the text is not in it. That way
+    round, because a text is short and a memory long. A run begins after a seed, knowing nothing further on.
     """
     breaks = np.cumsum(codes > 3)
     ends = np.flatnonzero(breaks[WORD - 1 :] == np.concatenate([[0], breaks])[: max(0, len(codes) - WORD + 1)])
@@ -108,9 +109,11 @@ def find_runs(codes: NDArray[np.uint8], text: Words, words: Words, known: int) -
         pairs, number = spread(counts)
         position, place = ends[begin[pairs] + number], places[pairs]
         good = np.bitwise_count(same_bases(text.ending(position), here[pairs])) >= _SIMILAR
-        # of the text itself, and of its other strand, only what has been read before, and all that is looked back over
-        source = np.minimum(place, words.length - 1 - place)
-        good &= (source + 2 * WORD <= known + position) & (begun[position] < _MOST)
+        good &= begun[position] < _MOST
+        if known is not None:
+            # of the text itself, and of its other strand, only what was read before, and all that is looked back over
+            source = np.minimum(place, words.length - 1 - place)
+            good &= source + 2 * WORD <= known + position
         position, place = position[good], place[good]
         np.add.at(begun, position, 1)
         runs.append(Runs.of(position, place - position))

@@ -52,6 +52,9 @@ def perplexity(
         list[Path] | None,
         typer.Option("--memory", metavar="FILE", help="Copy from these sequences too; may be given again."),
     ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="With --memory, learn how to copy from it, nothing from what is measured.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the bits along the bases.")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
@@ -67,16 +70,20 @@ def perplexity(
 
     With --memory (FASTA, GenBank, or the train split of a store) a copy model stands beside the model, as in
     compressors that are given a reference: it follows stretches of the memory, and of what was read, that go on like
-    the text. A small network, which learns while it reads, weighs them and the model.
+    the text. A small network, which learns while it reads, weighs them and the model. With --static nothing is learned
+    from what is read, nor copied: the network has learned from windows that are held out of the memory, an eighth of it
+    or 2 million bases. The column `static` says whether it, and the weights, stay as they are.
 
     \b
     Examples:
       evo eval perplexity genome.h5 --model run/model
       evo eval perplexity genome.fa --model run/model --memory relatives.fa
+      evo eval perplexity genome.fa --model run/model --memory relatives.fa --static
       evo eval perplexity genome.fa --model run/model --context 8192 --strand both
       evo eval perplexity genome.fa --model run/model --dynamic 1e-3 --mirror --plot bits.png
     """
-    from evo_cli.evaluation.held_out import Reading, Strand, is_store, measure, plot_bits, read_stretches
+    from data.copying import hold_out
+    from evo_cli.evaluation.held_out import Reading, Strand, is_store, measure, plot_bits, read_stretches, trusting
     from evo_cli.inference import load_model, precision_mark
     from evo_cli.outputs.stream import check_outputs
     from evo_cli.progress import counter
@@ -85,6 +92,14 @@ def perplexity(
         raise typer.BadParameter(f"must lie in 0..1, not {dynamic:g}", param_hint="--dynamic")
     if mirror and not dynamic:
         raise typer.BadParameter("goes with --dynamic", param_hint="--mirror")
+    if static and not memory:
+        raise typer.BadParameter(
+            "goes with --memory; without it, and without --dynamic, nothing is learned anyway", param_hint="--static"
+        )
+    if static and dynamic:
+        raise typer.BadParameter(
+            "nothing is learned from what is read, so it does not go with --dynamic", param_hint="--static"
+        )
     if dynamic and precision not in (Precision.AUTO, Precision.FP32):
         raise typer.BadParameter(f"--dynamic runs in fp32, not {precision}", param_hint="--precision")
     check_outputs([plot], [input, *(memory or [])])
@@ -104,18 +119,23 @@ def perplexity(
         raise typer.BadParameter(f"must be at most {window}, the context, not {stride}", param_hint="--stride")
     reading = Reading(context=window, stride=stride or max(1, window // 2), lr=dynamic, mirror=mirror, memory=copied)
     chosen = list(Strand) if strand is Strands.BOTH else [Strand(strand)]
-    held = sum(stretch.size for stretch in copied)
-    bases = sum(stretch.size for stretch in stretches)
+    left, held = hold_out(copied) if static else ([], [])
+    read = stretches * len(chosen) + held
+    bases = sum(stretch.size for stretch in read)
     # a copy model reads what the model has read, and a break after each
-    with counter("eval", total=len(chosen) * (2 * bases + len(stretches) if copied else bases)) as advance:
+    with counter("eval", total=2 * bases + len(read) if copied else bases) as advance:
+        reading = trusting(loaded, reading, left, held, advance) if static else reading
         found = {one: measure(loaded, stretches, one, reading, advance) for one in chosen}
     if plot is not None:
         plot_bits({str(one): bits for one, bits in found.items()}, plot, title=f"{input}, {model}")
     mark = precision_mark(loaded)
-    header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tmemory\tbits_per_base"
+    header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tmemory\tstatic\tbits_per_base"
+    size = sum(stretch.size for stretch in copied)
+    learns = bool(dynamic or (copied and not static))
     typer.echo(header + ("\tprecision" if mark else ""))
     for one, bits in found.items():
-        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", held]
+        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", size]
+        cells.append("no" if learns else "yes")
         typer.echo("\t".join(map(str, [*cells, f"{bits.per_base:.4f}", *([mark] if mark else [])])))
 
 

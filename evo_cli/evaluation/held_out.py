@@ -4,7 +4,7 @@ memory of other sequences that it copies from."""
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data.copying import copied_log_probs
+from data.copying import Trust, copied_log_probs, learn_trust
 from data.errors import DataError
 from data.reader import read_records
 from data.sequence import IS_BASE, reverse_complement, to_upper_dna
@@ -88,13 +88,15 @@ def _of_store(store: TokenStore, split: str) -> Iterator[Bases]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How sequences are read: windows of `context` tokens, `stride` of them new; lr above 0 learns on the way, with
-    `mirror` from the other strand of what was read too; a memory is copied from beside (`data.copying`)."""
+    `mirror` from the other strand of what was read too; a memory is copied from beside (`data.copying`), and trusted as
+    was learned before (`trusting`), or is learned on the way."""
 
     context: int
     stride: int
     lr: float = 0.0
     mirror: bool = False
     memory: tuple[Bases, ...] = ()
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +122,10 @@ def measure(
     with _restored(model, changes=reading.lr > 0):
         log_probs = [_log_probs(model, text, reading, progress) for text in texts]
     if reading.memory:
-        log_probs = _copied(texts, log_probs, reading.memory, progress)
+        whole, log_probs_L4 = _as_one(texts, log_probs)
+        copied = copied_log_probs(reading.memory, whole, log_probs_L4, trust=reading.trust, progress=progress)
+        begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
+        log_probs = [copied[begin : begin + len(text)] for begin, text in zip(begins[:-1], texts, strict=True)]
     bits = [found[IS_BASE[text]] / -math.log(2) for text, found in zip(texts, log_probs, strict=True)]
     all_bits = np.concatenate(bits)
     parts = np.array_split(all_bits, min(_BINS, len(all_bits)))
@@ -129,6 +134,14 @@ def measure(
         bases=len(all_bits),
         curve=np.array([part.mean() for part in parts]),
     )
+
+
+def trusting(
+    model: "StripedHyena2", reading: Reading, left: list[Bases], held: list[Bases], progress: Callable[[int], None]
+) -> Reading:
+    """A reading that learns nothing: how far to trust its memory it has learned from what was held out of that."""
+    whole, log_probs_L4 = _as_one(held, [_log_probs(model, window, reading, progress) for window in held])
+    return replace(reading, trust=learn_trust(left, whole, log_probs_L4, progress=progress))
 
 
 def _log_probs(
@@ -159,19 +172,15 @@ def _log_probs(
     )
 
 
-def _copied(
-    texts: list[Bases], log_probs: list[NDArray[np.float32]], memory: tuple[Bases, ...], progress: Callable[[int], None]
-) -> list[NDArray[np.float32]]:
-    """Log-probabilities of the bases of texts, float32 [L] each, by what a model says of all four and a memory.
+def _as_one(texts: list[Bases], log_probs: list[NDArray[np.float32]]) -> tuple[Bases, NDArray[np.float32]]:
+    """Texts as one, and the log-probabilities of all four bases, for a copy model: it learns from one for the next.
 
-    The texts are one to the copy model, something that is no base between: it learns from one for the next.
+    Between them is something that is no base.
     """
     between = np.frombuffer(b"N", dtype=np.uint8)
-    whole = np.concatenate([part for text in texts for part in (text, between)])
-    said_L4 = np.concatenate([part for found in log_probs for part in (found, np.zeros((1, 4), np.float32))])
-    copied = copied_log_probs(memory, whole, said_L4, progress=progress)
-    begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
-    return [copied[begin : begin + len(text)] for begin, text in zip(begins[:-1], texts, strict=True)]
+    none = np.zeros((1, len(_FOUR)), dtype=np.float32)
+    whole = np.concatenate([between[:0], *(part for text in texts for part in (text, between))])
+    return whole, np.concatenate([none[:0], *(part for found in log_probs for part in (found, none))])
 
 
 def _mirror(ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data import seeds
-from data.copying import copied_log_probs
+from data.copying import Trust, copied_log_probs, hold_out, learn_trust
 from data.errors import DataError
 from data.sequence import reverse_complement
 
@@ -123,6 +123,63 @@ def test_probabilities_of_the_four_bases_sum_to_one(genome: Bases, position: int
         text[position] = base
         total += np.exp(float(copied_log_probs([genome], text, uniform(text))[position]))
     assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trust(genome: Bases) -> Trust:
+    """Learned from a relative of the genome."""
+    text = with_indels(mutated(genome, 0.1, 20), 500)
+    return learn_trust([genome], text, uniform(text))
+
+
+def test_a_static_reader_copies_as_well_and_learns_nothing(genome: Bases, trust: Trust) -> None:
+    rate = 0.1
+    entropy = -(rate * np.log2(rate / 3) + (1 - rate) * np.log2(1 - rate))
+    text = with_indels(mutated(genome[:20_000], rate, 21), 500)
+    once, again = (copied_log_probs([genome], text, uniform(text), trust=trust) for _ in range(2))
+    assert np.array_equal(once, again)
+    assert entropy < -once.mean() / np.log(2) < entropy + 0.2
+    # what was read 10,000 bases before is as if it had never been: the rest alone is read alike
+    rest = copied_log_probs([genome], text[10_000:], uniform(text[10_000:]), trust=trust)
+    np.testing.assert_allclose(rest[500:], once[10_500:], atol=2e-3)
+
+
+def test_the_own_past_of_a_static_reader_is_no_memory(genome: Bases, trust: Trust) -> None:
+    unit = random_bases(4000, 22)
+    text = np.concatenate([unit, unit, reverse_complement(unit)])
+    assert -copied_log_probs([genome], text, uniform(text), trust=trust).mean() / np.log(2) > 1.98
+
+
+def test_a_static_reader_knows_nothing_behind_a_base_and_its_four_sum_to_one(genome: Bases, trust: Trust) -> None:
+    text = with_indels(mutated(genome[:9000], 0.15, 23), 700)
+    before = copied_log_probs([genome], text, uniform(text), trust=trust)
+    for cut in (31, 500, 4096, 8999):
+        changed = text.copy()
+        changed[cut:] = random_bases(len(text) - cut, 24)
+        total = 0.0
+        for base in ACGT:
+            changed[cut] = base
+            got = copied_log_probs([genome], changed, uniform(changed), trust=trust)
+            assert np.array_equal(got[:cut], before[:cut])
+            total += np.exp(float(got[cut]))
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[1_000_000], [30_000, 0, 7, 12_345], [100], [3], [0], []])
+def test_windows_are_held_out_of_a_memory(lengths: list[int]) -> None:
+    memory = [random_bases(length, seed) for seed, length in enumerate(lengths)]
+    left, held = hold_out(memory)
+    total = sum(lengths)
+    assert sum(map(len, left)) + sum(map(len, held)) == total
+    if total > 100:
+        assert 0.06 * total < sum(map(len, held)) < 0.14 * total
+        # what is left stands in its order, and the windows, taken from all along, do not
+        where = bytes(np.concatenate(memory))
+        places = [where.index(bytes(window)) for window in held]
+        assert places != sorted(places)
+        left_places = [where.index(bytes(piece)) for piece in left if len(piece) > 20]
+        assert left_places == sorted(left_places)
+        assert max(places) - min(places) > 0.6 * total
 
 
 def test_case_is_no_matter_and_only_bases_are_scored(genome: Bases) -> None:

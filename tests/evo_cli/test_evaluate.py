@@ -129,6 +129,33 @@ def test_a_memory_is_copied_from(tmp_path: Path, fasta: Path, model_folder: Path
     assert f"{fasta} is what is measured: a copy of it is no prediction" in " ".join(refused.stderr.split())
 
 
+def test_a_static_reader_learns_from_the_memory_alone(tmp_path: Path, fasta: Path, model_folder: Path) -> None:
+    others = tmp_path / "others.fa"
+    related = "".join(np.random.default_rng(6).choice(list("ACGT"), size=3000)) + GENOME
+    others.write_text("".join(f">{number}\n{related}\n" for number in range(12)))
+    common = (
+        "eval",
+        "perplexity",
+        fasta,
+        "--model",
+        model_folder,
+        "--context",
+        64,
+        "--memory",
+        others,
+        "--strand",
+        "both",
+    )
+    result = evo(*common, "--static")
+    assert result.returncode == 0, result.stderr
+    assert "100%" in result.stderr
+    learning, static = rows(evo(*common).stdout), rows(result.stdout)
+    assert [row["static"] for row in [*learning, *static]] == ["no", "no", "yes", "yes"]
+    assert all(float(row["bits_per_base"]) < 1 for row in static)
+    (alone,) = rows(evo(*common[:-2], "--static", "--strand", "reverse").stdout)
+    assert alone == static[1]
+
+
 def test_the_strands_are_learned_apart(fasta: Path, model_folder: Path) -> None:
     common = ("eval", "perplexity", fasta, "--model", model_folder, "--context", 64, "--dynamic", "0.003")
     both = rows(evo(*common, "--strand", "both").stdout)
@@ -188,6 +215,8 @@ def test_copies_of_what_is_measured_are_refused_or_told(
     [
         (["--context", 64, "--stride", 65], "must be at most 64, the context, not 65"),
         (["--dynamic", 1e-3, "--precision", "bf16"], "--dynamic runs in fp32, not bf16"),
+        (["--static"], "goes with --memory"),
+        (["--static", "--memory", "x.fa", "--dynamic", 1e-3], "nothing is learned from what is read"),
     ],
 )
 def test_flags_that_do_not_go_together(fasta: Path, model_folder: Path, words: list[object], message: str) -> None:
