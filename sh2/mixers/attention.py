@@ -59,7 +59,7 @@ class Attention(Float32Kept, Backed):
         # a context extension that sets another base must not be undone by a file's old buffer: only models that are
         # configured to use a file's own values carry them
         stored = config.rotary_frequencies is RotaryFrequencies.STORED
-        self.register_buffer("inv_freq", rotary_frequencies(config), persistent=stored)
+        self.register_buffer("inv_freq", torch.empty(config.head_dim // 2), persistent=stored)
 
     def forward(self, x_BLD: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
         u_BLD, state = self.inner(x_BLD, state)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sh2.mixers.attention import Attention, AttentionState
+from sh2.mixers.attention import Attention, AttentionState, rotary_frequencies
 from sh2.mixers.cache import capacity
 from tests.sh2.models import TINY
 
@@ -19,6 +19,7 @@ def attention() -> Attention:
     layer = Attention(TINY)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    layer.inv_freq.copy_(rotary_frequencies(TINY))
     return layer
 
 
