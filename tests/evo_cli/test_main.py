@@ -21,14 +21,18 @@ COMMANDS = ["prepare", "train", "score", "embed", "generate", "convert", "models
 
 
 def test_help_answers_in_less_than_a_third_of_a_second() -> None:
-    times = []
+    times, imports = [], []
     for _ in range(5):
         start = time.perf_counter()
         result = evo("--help")
         times.append(time.perf_counter() - start)
         assert result.returncode == 0
         assert all(command in result.stdout for command in COMMANDS)
-    assert min(times) < 0.3
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import typer.main"], check=True)
+        imports.append(time.perf_counter() - start)
+    # a machine that is slow, or busy, takes its time for Python and typer alone
+    assert min(times) < max(0.3, 3 * min(imports))
 
 
 @pytest.mark.parametrize("command", [*COMMANDS[:-1], "eval perplexity", "eval markov"])
