@@ -130,12 +130,11 @@ def perplexity(
         plot_bits({str(one): bits for one, bits in found.items()}, plot, title=f"{input}, {model}")
     mark = precision_mark(loaded)
     header = "model\tsplit\tstrand\tbases\tcontext\tstride\tdynamic\tmemory\tstatic\tbits_per_base"
-    size = sum(stretch.size for stretch in copied)
     learns = bool(dynamic or (copied and not static))
+    kept = sum(stretch.size for stretch in copied), "no" if learns else "yes"
     typer.echo(header + ("\tprecision" if mark else ""))
     for one, bits in found.items():
-        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", size]
-        cells.append("no" if learns else "yes")
+        cells = [model, _split(input, split), one, bits.bases, window, reading.stride, f"{dynamic:g}", *kept]
         typer.echo("\t".join(map(str, [*cells, f"{bits.per_base:.4f}", *([mark] if mark else [])])))
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import torch
+
 from sh2.config import DEFAULT_WINDOW, FeedForward, ModelConfig
+from sh2.mixers.attention import Attention, rotary_frequencies
 from sh2.model import StripedHyena2
 
 TINY = ModelConfig(
@@ -25,3 +28,13 @@ CONFIGS = {
 def tiny(name: str = "striped", seed: int = 0) -> StripedHyena2:
     """A small model with random weights, in evaluation mode."""
     return StripedHyena2(CONFIGS[name], seed=seed).eval()
+
+
+def attention() -> Attention:
+    """A layer of TINY alone, with random weights."""
+    torch.manual_seed(0)
+    layer = Attention(TINY)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    layer.inv_freq.copy_(rotary_frequencies(TINY))
+    return layer

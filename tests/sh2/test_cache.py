@@ -7,20 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sh2.mixers.attention import Attention, AttentionState, rotary_frequencies
+from sh2.mixers.attention import Attention, AttentionState
 from sh2.mixers.cache import capacity
-from tests.sh2.models import TINY
+from tests.sh2.models import TINY, attention
 
 WIDTH = TINY.width
-
-
-def attention() -> Attention:
-    torch.manual_seed(0)
-    layer = Attention(TINY)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    layer.inv_freq.copy_(rotary_frequencies(TINY))
-    return layer
 
 
 def inputs(length: int, seed: int = 1) -> Tensor:

@@ -14,8 +14,7 @@ import sh2
 from sh2 import state as states
 from sh2.checkpoint import save_model
 from sh2.errors import Sh2Error
-from sh2.mixers import Attention, AttentionState
-from sh2.mixers.attention import rotary_frequencies
+from sh2.mixers import AttentionState
 from sh2.mixers.cache import Entries, capacity, reserved
 from sh2.model import StripedHyena2
 from sh2.planning.accounting import kv_cache_bytes, weight_bytes
@@ -23,7 +22,7 @@ from sh2.presets import preset
 from sh2.reading.chunks import chunks
 from sh2.state import ModelState, expect
 from tests.kernels.definitions import relative_error
-from tests.sh2.models import CONFIGS, TINY, tiny
+from tests.sh2.models import CONFIGS, TINY, attention, tiny
 
 
 def packed(name: str = "striped") -> StripedHyena2:
@@ -92,10 +91,7 @@ def test_where_a_sequence_is_cut_changes_nothing(name: str, cuts: list[int]) -> 
 
 @torch.inference_mode()
 def test_what_is_kept_of_a_row_does_not_depend_on_the_others() -> None:
-    layer = Attention(replace(TINY, layout="**"))
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    layer.inv_freq.copy_(rotary_frequencies(TINY))
+    layer = attention()
     layer.kv_dtype = tiny().use_kv_dtype("fp8").blocks[3].mixer.kv_dtype
     x_BLD = torch.randn(2, 30, TINY.width)
     x_BLD[1] *= 100
