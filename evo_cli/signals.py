@@ -1,16 +1,22 @@
 """Ctrl-C and SIGTERM as exceptions that always arrive, so that what a command has open is closed and removed.
 
 An exception that a signal raises can get lost: Python drops it within a destructor or a weak reference's callback
-(h5py has many), some libraries while they are imported (torch). It is raised again until it is under way.
+(h5py has many). It is raised again until it is under way. While a module is imported it waits: compiled ones that
+call Python as they start (Triton's) end the process with "terminate called" where that raises.
 """
 
 import signal
 import sys
+from types import FrameType
 from typing import Any
 
 INTERRUPTED = 130
 TERMINATED = 143
 _SECONDS = 0.1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Where a KeyboardInterrupt itself leaves a string run by `exec`, Python drops our exit code at its end."""
 
 
 class Signals:
@@ -32,15 +38,16 @@ class Signals:
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._pending = None
 
-    def _receive(self, number: int, _: object) -> None:
-        self._pending = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(TERMINATED)
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._pending = Interrupted() if number == signal.SIGINT else SystemExit(TERMINATED)
         signal.setitimer(signal.ITIMER_REAL, _SECONDS, _SECONDS)
-        raise self._pending
+        self._repeat(number, frame)
 
-    def _repeat(self, *_: object) -> None:
+    def _repeat(self, _: int, frame: FrameType | None) -> None:
         # what runs with the exception at hand is cleaning up: it is left in peace
-        if self._pending is not None and not _in_chain(self._pending, sys.exc_info()[1]):
-            raise self._pending
+        if self._pending is None or _in_chain(self._pending, sys.exc_info()[1]) or _importing(frame):
+            return
+        raise self._pending
 
     def _unraisable(self, lost: Any) -> None:
         if lost.exc_value is not self._pending:
@@ -54,6 +61,14 @@ def _in_chain(wanted: BaseException, error: BaseException | None) -> bool:
             return True
         seen.add(id(error))
         error = error.__context__
+    return False
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
     return False
 
 

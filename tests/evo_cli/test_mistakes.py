@@ -217,11 +217,11 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
 LOST = {
     "callback": "reference = weakref.ref(thing, lambda _: signal.raise_signal(number)); del thing",
-    "import": "exec('try: signal.raise_signal(number)\\nexcept BaseException: pass')",
+    "swallowed": "exec('try: signal.raise_signal(number)\\nexcept BaseException: pass')",
 }
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", -2)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 1)])
 @pytest.mark.parametrize("way", LOST)
 def test_a_signal_that_gets_lost_is_raised_again_but_not_into_the_clean_up(name: str, code: int, way: str) -> None:
     program = f"""
@@ -242,3 +242,38 @@ finally:
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (code, b"cleaned up")
     assert b"ignored" not in stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_waits_for_the_end_of_an_import(name: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(f"import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n")
+    program = f"""
+import sys, time
+from evo_cli.signals import SIGNALS
+sys.path.append({str(tmp_path)!r})
+SIGNALS.watch()
+try:
+    import slow
+    time.sleep(20)
+except BaseException as error:
+    SIGNALS.settle()
+    print(slow.whole, isinstance(error, KeyboardInterrupt))
+"""
+    process = start(code=program, stdout=subprocess.PIPE)
+    assert process.communicate(timeout=60)[0].split() == [b"True", str(name == "SIGINT").encode()]
+
+
+def test_ctrl_c_in_a_string_of_code_keeps_the_exit_code() -> None:
+    program = """
+import signal, sys
+from evo_cli.signals import INTERRUPTED, SIGNALS
+SIGNALS.watch()
+try:
+    exec("signal.raise_signal(signal.SIGINT)")
+except KeyboardInterrupt:
+    SIGNALS.settle()
+    sys.exit(INTERRUPTED)
+"""
+    process = start(code=program)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
