@@ -62,7 +62,7 @@ nano: $(VENV)/.installed $(CORPUS)  ## make the model in the box again: fetches 
 	$(BIN)/evo eval perplexity $(GENOMES)/lambda_NC_001416.1.fa.gz --model $(NANO)/model
 
 test: $(VENV)/.installed  ## run the tests that need no GPU
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-gpu: $(VENV)/.installed  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -q -m gpu

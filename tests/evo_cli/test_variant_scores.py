@@ -107,7 +107,7 @@ def test_every_way_of_sharing_gives_the_scores_of_the_whole_haplotypes(
         check(result, options)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_a_score_depends_on_no_other_allele(data: st.DataObject, seed: int, reference: Reference) -> None:
     """Any alleles in any order and budget score as each does alone."""

@@ -75,7 +75,7 @@ def test_a_branch_scores_as_the_sequence_that_it_is(name: str, options: dict[str
     check(tiny(name), [long, odd, *short, Family(reference=long.reference, branches=[])], **options)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     starts=st.lists(st.lists(st.integers(0, 119), max_size=6), min_size=1, max_size=6),
