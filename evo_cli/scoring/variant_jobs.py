@@ -6,7 +6,7 @@ together and rounds alike.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -53,22 +53,30 @@ def score_groups(
     *,
     unit: int,
     done: int,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[list[Compared]]:
     """Score alleles in their order, in the blocks that were scored together.
 
     Args:
         unit: no block goes beyond a multiple of so many alleles.
         done: alleles that come before these.
+        progress: called with the bases that are read, of references and alternatives.
     """
     sizes = chain([unit - done % unit], iter(lambda: unit, None))
     groups = iter(lambda: list(islice(alleles, next(sizes))), [])
     jobs = (block for group in groups for block in blocks(group, reference, scoring))
-    for scores in replicas.map(partial(score_block, scoring), jobs):
+    for scores in replicas.map(partial(score_block, scoring), jobs, progress):
         yield [Compared(score) for score in scores]
 
 
 def score_compared(
-    replicas: "Replicas", alleles: Iterable[Allele], reference: Reference, scoring: VariantOptions, *, count: int
+    replicas: "Replicas",
+    alleles: Iterable[Allele],
+    reference: Reference,
+    scoring: VariantOptions,
+    *,
+    count: int,
+    progress: Callable[[int], None],
 ) -> Iterator[list[Compared]]:
     """Score each allele together with at most `count` matched random variants of its window (see data.background)."""
     held: deque[int] = deque()
@@ -80,7 +88,7 @@ def score_compared(
             yield from blocks([allele, *drawn], reference, scoring)
 
     found: list[VariantScore] = []
-    for scores in replicas.map(partial(score_block, scoring), jobs()):
+    for scores in replicas.map(partial(score_block, scoring), jobs(), progress):
         found += scores
         if len(found) == held[0]:
             own, *others = found

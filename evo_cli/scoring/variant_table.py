@@ -6,6 +6,7 @@ Knows which alleles are scored and what is said about them on stderr; the scores
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from evo_cli.inference import mark_of, say, warn
 from evo_cli.outputs.maker import choose_maker
 from evo_cli.outputs.metadata import Run, describe_run
 from evo_cli.outputs.table import Output, Table, open_table
-from evo_cli.progress import progress_bar
+from evo_cli.progress import Bar, progress_bar
 from evo_cli.scoring.request import ScoreRequest
 from evo_cli.scoring.variant_jobs import BACKGROUND_COLUMNS, Compared, score_compared, score_groups
 from evo_cli.scoring.variants import COLUMNS, VariantOptions, VariantScore
@@ -99,11 +100,12 @@ def score_variants(common: ScoreRequest, request: VariantRequest) -> None:
             own = common.pick(chain(head, alleles), unit)
             for _ in islice(own, table.rows):  # done by an earlier run
                 pass
-            if request.background:
-                blocks = score_compared(replicas, own, reference, request.scoring, count=request.background)
-            else:
-                blocks = score_groups(replicas, own, reference, request.scoring, unit=unit, done=table.rows)
-            _Writer(request, reference, table).write(blocks)
+            with progress_bar("score", start=table.rows) as bar:
+                writer = _Writer(request, reference, table, bar)
+                score = partial(score_groups, unit=unit, done=table.rows)
+                if request.background:
+                    score = partial(score_compared, count=request.background)
+                writer.write(score(replicas, own, reference, request.scoring, progress=writer.read))
     if table is not None:
         table.tell_counts("alleles")
         _tell_names(reference, table, head)
@@ -163,23 +165,33 @@ def _describe(common: ScoreRequest, request: VariantRequest, replicas: "Replicas
 class _Writer:
     """Turns scores into rows, and shows how many there are."""
 
-    def __init__(self, request: VariantRequest, reference: Reference, table: Table) -> None:
-        self._reference, self._table = reference, table
+    def __init__(self, request: VariantRequest, reference: Reference, table: Table, bar: Bar) -> None:
+        self._reference, self._table, self._bar = reference, table, bar
+        self._read = 0
         self._on_mismatch = request.on_mismatch
         self._compared = bool(request.background)
         table.begin([*COLUMNS, _NORMALISED, *(BACKGROUND_COLUMNS if self._compared else ())])
 
     def write(self, blocks: Iterable[list[Compared]]) -> None:
-        table = self._table
-        with progress_bar("score", start=table.rows) as bar:
-            for block in blocks:
-                for one in block:
-                    status = self._status(one.score)
-                    cells = list(one.score.row())
-                    cells[COLUMNS.index("status")] = status
-                    table.write([*cells, self._normalised(one.score), *(one.row() if self._compared else ())], status)
-                table.end_block()
-                bar.update(table.rows, fields={"scored": f"{table.counts['ok'] + table.counts[FLAGGED]:,}"})
+        for block in blocks:
+            for one in block:
+                status = self._status(one.score)
+                cells = list(one.score.row())
+                cells[COLUMNS.index("status")] = status
+                columns = [*cells, self._normalised(one.score), *(one.row() if self._compared else ())]
+                self._table.write(columns, status)
+            self._table.end_block()
+            self._show()
+
+    def read(self, bases: int) -> None:
+        """Show that so many bases more were read, for blocks that are not written yet."""
+        self._read += bases
+        self._show()
+
+    def _show(self) -> None:
+        counts = self._table.counts
+        scored, read = counts["ok"] + counts[FLAGGED], self._read
+        self._bar.update(self._table.rows, fields={"scored": f"{scored:,}", "bases read": f"{read:,}"})
 
     def _status(self, score: VariantScore) -> str:
         allele = score.allele

@@ -102,7 +102,7 @@ def score_families(
             begins, and read the tokens up to their start anew. 1 keeps a state for every start.
         max_tokens: tokens that are run at once, at most; of a few times as many, keys and values are kept.
         chunk: tokens of one row that are run at once, at most.
-        progress: called with the number of branches that were scored.
+        progress: called with the number of tokens, of all rows, of every call of the model.
 
     Returns:
         For each family, the scores of its branches in their order.
@@ -117,13 +117,13 @@ def score_families(
     budget = _Budget.of(model, max_tokens, chunk)
     before: _Reader | None = None
     for batch in _batches(plans, budget):
-        reader = _Reader(model, batch, budget)
+        reader = _Reader(model, batch, budget, progress)
         reader.read()
         if before is not None:
-            progress(before.fetch())
+            before.fetch()
         before = reader
     if before is not None:
-        progress(before.fetch())
+        before.fetch()
     return [plan.scores() for plan in plans]
 
 
@@ -219,8 +219,10 @@ _Call = dict[int, list[int]]
 class _Reader:
     """Reads the references of a batch from cut to cut (the trunk), and at each cut the rows that leave there."""
 
-    def __init__(self, model: StripedHyena2, plans: Sequence[_Plan], budget: _Budget) -> None:
-        self.model, self.plans, self.budget = model, plans, budget
+    def __init__(
+        self, model: StripedHyena2, plans: Sequence[_Plan], budget: _Budget, progress: Callable[[int], None]
+    ) -> None:
+        self.model, self.plans, self.budget, self.progress = model, plans, budget, progress
         self.device = model.embedding.weight.device
         self._found: list[Tensor] = []  # [N, 2] of each call: log-likelihood of the reference, and delta
         self._whose: list[tuple[_Plan, int]] = []  # of all these rows, in order
@@ -241,12 +243,11 @@ class _Reader:
             for call in self._calls(cut):
                 self._leave(cut, call, trunk)
 
-    def fetch(self) -> int:
-        """Wait for the scores, and give them to their families; how many there are."""
+    def fetch(self) -> None:
+        """Wait for the scores, and give them to their families."""
         found_N2 = fetched(torch.cat(self._found))
         for (plan, branch), (reference, delta) in zip(self._whose, found_N2.tolist(), strict=True):
             plan.keep(branch, reference, delta)
-        return len(self._whose)
 
     def _calls(self, cut: int) -> Iterator[_Call]:
         """The branches that leave at a cut, in calls: of rows of about one length, and of any number of families."""
@@ -343,6 +344,7 @@ class _Reader:
             )
             parts += [first_R1, log_probs_of(logits_RLV[:, :-1], ids_RP[:, 1:])]
             last_RV, state = logits_RLV[:, -1], after
+            self.progress(ids_RP.numel())
         return torch.cat(parts, dim=1), last_RV, state
 
 
