@@ -90,6 +90,7 @@ def compare(
 def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     """Draw k-mer shares, GC, lengths of reading frames and codon shares; atomically, as PNG."""
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     figure = blank(9, 7)
     (kmers, gc), (orfs, codons) = figure.subplots(2, 2)
@@ -108,8 +109,8 @@ def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     groups = [("samples", likeness.samples, _SAMPLES), ("reference", likeness.reference, _REFERENCE)]
     groups.append(("drawn from it", likeness.drawn, _DRAWN))
     codons_of = np.concatenate([one.orfs for _, one, _ in groups])
-    for name, one, colour in groups:
-        style = {"histtype": "step", "density": True, "color": colour, "label": name, "lw": 1.4}
+    for _, one, colour in groups:
+        style = {"histtype": "step", "density": True, "color": colour, "lw": 1.4}
         if len(one.gc):
             gc.hist(one.gc, bins=np.linspace(0, 1, 51), **style)
         if len(one.orfs):
@@ -118,7 +119,8 @@ def plot_likeness(likeness: Likeness, picture: Path, *, title: str) -> None:
     orfs.set(xlabel="codons of a reading frame", ylabel="density", xscale="log", yscale="log")
     for axes in (kmers, gc, orfs, codons):
         axes.spines[["top", "right"]].set_visible(False)
-    if gc.get_legend_handles_labels()[0]:
-        gc.legend(fontsize=8, frameon=False)
+    # of all three, also where none is as long as a piece
+    handles = [Line2D([], [], color=colour, lw=1.4, label=name) for name, _, colour in groups]
+    gc.legend(handles=handles, fontsize=8, frameon=False)
     entitle(figure, title)
     save(figure, picture)
