@@ -24,7 +24,10 @@ def test_help_answers_in_less_than_a_third_of_a_second() -> None:
     times, imports = [], []
     for _ in range(5):
         start = time.perf_counter()
-        result = evo("--help")
+        # not forked from one that has torch: that none is imported is what is tested
+        result = subprocess.run(
+            [sys.executable, "-m", "evo_cli", "--help"], capture_output=True, text=True, check=False
+        )
         times.append(time.perf_counter() - start)
         assert result.returncode == 0
         assert all(command in result.stdout for command in COMMANDS)
