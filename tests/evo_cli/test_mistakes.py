@@ -263,8 +263,9 @@ except BaseException as error:
     assert process.communicate(timeout=60)[0].split() == [b"True", str(name == "SIGINT").encode()]
 
 
-def test_ctrl_c_in_a_string_of_code_keeps_the_exit_code() -> None:
-    program = """
+def test_ctrl_c_in_a_string_of_code_keeps_the_exit_code(tmp_path: Path) -> None:
+    """Of a module, as `python -m evo_cli` is: scripts keep it anyway."""
+    (tmp_path / "program.py").write_text("""
 import signal, sys
 from evo_cli.signals import INTERRUPTED, SIGNALS
 SIGNALS.watch()
@@ -273,7 +274,7 @@ try:
 except KeyboardInterrupt:
     SIGNALS.settle()
     sys.exit(INTERRUPTED)
-"""
-    process = start(code=program)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+""")
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run([sys.executable, "-m", "program"], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert done.returncode == 130
