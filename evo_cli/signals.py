@@ -28,7 +28,7 @@ class Signals:
     def watch(self) -> None:
         """Let SIGTERM leave by SystemExit as Ctrl-C leaves by KeyboardInterrupt, and let neither get lost."""
         signal.signal(signal.SIGTERM, self._receive)
-        signal.signal(signal.SIGALRM, self._repeat)
+        signal.signal(signal.SIGALRM, self._raise)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
             signal.signal(signal.SIGINT, self._receive)
         sys.unraisablehook = self._unraisable
@@ -41,9 +41,9 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._pending = Interrupted() if number == signal.SIGINT else SystemExit(TERMINATED)
         signal.setitimer(signal.ITIMER_REAL, _SECONDS, _SECONDS)
-        self._repeat(number, frame)
+        self._raise(number, frame)
 
-    def _repeat(self, _: int, frame: FrameType | None) -> None:
+    def _raise(self, _: int, frame: FrameType | None) -> None:
         # what runs with the exception at hand is cleaning up: it is left in peace
         if self._pending is None or _in_chain(self._pending, sys.exc_info()[1]) or _importing(frame):
             return

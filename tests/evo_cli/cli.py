@@ -27,7 +27,10 @@ def evo(*arguments: object, stdin: str | None = None, cwd: Path | None = None) -
             target=_evo, args=(words, streams, {**os.environ, "NO_COLOR": "1"}, cwd or Path.cwd())
         )
         process.start()
-        process.join()
+        try:
+            process.join()
+        finally:
+            process.kill()  # where the test ran out of time
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, *(file.read_text() for file in streams[1:]))
 
